@@ -1,0 +1,4 @@
+"""Beam pipelines: replay a data set into logs, join the logs, learn from them, publish parameters.
+
+One ``python -m pipelines.NAME`` per job: ``replay`` writes the two logs, ``train`` joins and learns.
+"""

@@ -1,0 +1,312 @@
+"""The event-sourced shard: how a stateful step is both fast and exactly-once.
+
+The working state lives in this process's memory; Beam state holds just enough to rebuild it: a version, the name of the
+newest manifest, and the input batches applied since. When memory is not what Beam says it is (a new worker, a failed
+bundle, a shard that moved), the manifest is restored and the inputs are applied again with their outputs dropped. A job
+started anew, without Beam state, goes on from the highest whole manifest and the log positions in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from model.snapshot import FileEntry, Increment, write_increment
+
+from .batches import EventBatch, Final
+from .state_files import Manifest, StateError, StateFiles
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Version(NamedTuple):
+    """Batches applied, and a token drawn at each write: equal only if memory and Beam state mean the same."""
+
+    applied: int
+    token: str
+
+
+class Durable(Protocol):
+    """What a runner keeps for a shard and rolls back with a failed bundle."""
+
+    def version(self) -> Version | None: ...
+    def base(self) -> str | None: ...
+    def inputs(self) -> list[bytes]: ...
+    def append(self, version: Version, payload: bytes) -> None:
+        """Record one applied batch."""
+
+    def rebase(self, version: Version, base: str) -> None:
+        """Replace the recorded batches by a manifest that holds them."""
+
+
+class Step(Protocol[T]):
+    """A working state that batches are applied to; all it knows must come from them."""
+
+    fingerprint: int
+
+    @property
+    def newest_event_ms(self) -> int: ...
+    def apply(self, batch: EventBatch) -> T: ...
+    def increment(self) -> Increment:
+        """What changed since the last :meth:`committed`; everything, if there was none."""
+
+    def committed(self) -> None:
+        """The last increment is durable."""
+
+    def load(self, state: Increment) -> None: ...
+
+
+class LogGapError(StateError):
+    """A batch that does not follow the one before it."""
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """When state is written.
+
+    Attributes:
+        snapshot_interval_s: seconds between manifests.
+        inputs_bytes: hard bound of the batches kept in Beam state: it is what a checkpoint copies.
+        retention_s: how long replaced files live on; a savepoint older than this cannot be restored.
+    """
+
+    snapshot_interval_s: float = 30.0
+    inputs_bytes: int = 64 << 20
+    retention_s: float = 24 * 3600.0
+
+
+@dataclass
+class Applied(Generic[T]):
+    """Outputs of one batch; ``manifest`` is set when one was written."""
+
+    outputs: T
+    manifest: Manifest | None = None
+
+
+@dataclass
+class ShardCounts:
+    """For metrics: ``restores`` stays 0 in a run without faults."""
+
+    restores: int = 0
+    snapshots: int = 0
+    snapshot_failures: int = 0
+    reapplied: int = 0
+
+
+class _Merging(NamedTuple):
+    """The first ``count`` segments of a manifest, becoming one base."""
+
+    stem: str
+    count: int
+    base: Future[tuple[FileEntry, ...]]
+
+
+@dataclass
+class Shard(Generic[T]):
+    """One shard's working state with its version, positions, manifests, increments and inputs.
+
+    Args:
+        make_step: builds an empty working state.
+        files: where manifests and their files are.
+        config: when state is written.
+
+    Thread safe: a runner may leave a dead attempt's thread behind.
+    """
+
+    make_step: Callable[[], Step[T]]
+    files: StateFiles
+    config: ShardConfig = field(default_factory=ShardConfig)
+    counts: ShardCounts = field(default_factory=ShardCounts)
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+        self.step: Step[T] | None = None
+        self.version = Version(-1, "")
+        self.positions: dict[str, int] = {}
+        self._manifest: Manifest | None = None
+        self._inputs_bytes = 0
+        self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
+        self._merger: ThreadPoolExecutor | None = None
+        self._merging: _Merging | None = None
+
+    def process(self, durable: Durable, payload: bytes) -> Applied[T]:
+        """Apply one encoded :class:`EventBatch`, exactly once whatever happened before.
+
+        Raises:
+            LogGapError: if records are missing between the last batch and this one.
+            StateError: if the state to restore is gone.
+        """
+        with self.lock:
+            self._agree(durable)
+            version = self.version
+            # Memory is ahead of Beam, or broken, until the write below: an exception must lead to a restore.
+            self.version = Version(-1, "")
+            batch = EventBatch.decode(payload)
+            outputs = self._apply(batch)
+            version = Version(version.applied + 1, secrets.token_hex(8))
+            durable.append(version, payload)
+            self._inputs_bytes += len(payload)
+            manifest = self._snapshot_if_due(durable, version, batch.final)
+            self.version = version
+            return Applied(outputs, manifest)
+
+    def _agree(self, durable: Durable) -> None:
+        recorded = durable.version()
+        if recorded is not None and recorded == self.version:
+            return
+        if recorded is None:
+            self._start_anew(durable)
+        else:
+            self._restore(durable, recorded)
+
+    def _start_anew(self, durable: Durable) -> None:
+        found = self.files.newest()
+        self._reset(found)
+        self.version = Version(found[0].version if found else 0, "")
+        if found:
+            durable.rebase(self.version, found[0].name)
+
+    def _restore(self, durable: Durable, recorded: Version) -> None:
+        self.counts.restores += 1
+        base = durable.base()
+        inputs = durable.inputs()
+        log.warning("restoring", extra={"shard": self.files.shard, "version": recorded.applied, "inputs": len(inputs)})
+        if base is not None:
+            manifest = self.files.read(base)
+            self._reset((manifest, self.files.load(manifest)))
+        else:
+            self._reset(None)
+        for payload in inputs:
+            self._apply(EventBatch.decode(payload))
+            self._inputs_bytes += len(payload)
+        self.counts.reapplied += len(inputs)
+        self.version = recorded
+
+    def _reset(self, found: tuple[Manifest, Increment] | None) -> None:
+        self.step = self.make_step()
+        self.positions, self._manifest, self._inputs_bytes = {}, None, 0
+        if found is not None:
+            self._manifest, state = found
+            if self._manifest.fingerprint != self.step.fingerprint:
+                raise StateError(
+                    f"{self.files.directory}: written with another feature configuration; use that one, or an empty --state_dir"
+                )
+            self.step.load(state)
+            self.step.committed()
+            self.positions = dict(self._manifest.positions)
+
+    def _apply(self, batch: EventBatch) -> T:
+        assert self.step is not None
+        keep = np.ones(len(batch), bool)
+        positions = dict(self.positions)
+        for number, name in enumerate(batch.partitions):
+            if name not in batch.spans:
+                continue
+            span = batch.spans[name]
+            at = positions.get(name, 0)
+            if span.first > at:
+                raise LogGapError(
+                    f"shard {self.files.shard}: {name} goes from {at} to {span.first}; the records between are missing from the log"
+                )
+            if span.first < at:
+                keep &= ~((batch.column("partition") == number) & (batch.column("offset") < at))
+            positions[name] = max(at, span.next)
+        outputs = self.step.apply(batch if keep.all() else batch.keep(keep))
+        self.positions = positions
+        return outputs
+
+    def _snapshot_if_due(self, durable: Durable, version: Version, final: Final) -> Manifest | None:
+        due = time.monotonic() >= self._snapshot_due or final is not Final.NO
+        full = self._inputs_bytes >= self.config.inputs_bytes
+        if not due and not full:
+            return None
+        try:
+            manifest = self._write(version)
+        except OSError as error:
+            self.counts.snapshot_failures += 1
+            if full or final is not Final.NO:
+                raise StateError(f"{self.files.directory}: {error.strerror}; free space and start again: nothing is lost") from error
+            log.error("snapshot failed", extra={"shard": self.files.shard, "reason": str(error)})
+            self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
+            return None
+        durable.rebase(version, manifest.name)
+        self._inputs_bytes = 0
+        self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
+        return manifest
+
+    def _write(self, version: Version) -> Manifest:
+        assert self.step is not None
+        stem = f"{version.applied:012d}-{version.token}"
+        entries = tuple(write_increment(self.files.directory, stem, self.step.increment()))
+        segments = self._merged_segments() + (entries,)
+        manifest = Manifest(
+            shard=self.files.shard,
+            version=version.applied,
+            token=version.token,
+            fingerprint=self.step.fingerprint,
+            positions=dict(self.positions),
+            segments=segments,
+            newest_event_ms=self.step.newest_event_ms,
+            created_ms=int(time.time() * 1000),
+        )
+        self.files.write(manifest)
+        self.step.committed()
+        self._manifest = manifest
+        self.counts.snapshots += 1
+        self._merge_in_background(stem)
+        self.files.collect(manifest, self.config.retention_s, merging=self._merging.stem if self._merging else None)
+        return manifest
+
+    def _merged_segments(self) -> tuple[tuple[FileEntry, ...], ...]:
+        if self._manifest is None:
+            return ()
+        segments = self._manifest.segments
+        if self._merging is not None and self._merging.base.done():
+            merging, self._merging = self._merging, None
+            return (merging.base.result(), *segments[merging.count :])
+        return segments
+
+    def _merge_in_background(self, stem: str) -> None:
+        """Merge base and increments from their files once the increments outweigh the base: each byte is rewritten
+        a bounded number of times, and the live table is never walked."""
+        assert self._manifest is not None
+        sizes = self._manifest.bytes
+        if self._merging is not None or len(sizes) < 3 or sum(sizes[1:]) < sizes[0]:
+            return
+        if self._merger is None:
+            self._merger = ThreadPoolExecutor(1, thread_name_prefix=f"merge-{self.files.shard}")
+        stem = f"{stem}-base"
+        self._merging = _Merging(stem, len(sizes), self._merger.submit(self._merge, self._manifest, stem))
+
+    def _merge(self, manifest: Manifest, stem: str) -> tuple[FileEntry, ...]:
+        return tuple(write_increment(self.files.directory, stem, self.files.load(manifest)))
+
+
+_registry: dict[tuple[str, str, int], Shard] = {}
+_registry_lock = threading.Lock()
+
+
+def shard_of(job: str, step: str, number: int, make: Callable[[], Shard[T]]) -> Shard[T]:
+    """The process's one shard of that name: Beam keeps several DoFn instances of a step and alternates between them."""
+    with _registry_lock:
+        key = (job, step, number)
+        if key not in _registry:
+            _registry[key] = make()
+        return _registry[key]
+
+
+def forget(job: str) -> None:
+    """Drop a job's shards from memory, once it has ended."""
+    with _registry_lock:
+        for key in [k for k in _registry if k[0] == job]:
+            del _registry[key]

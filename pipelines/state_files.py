@@ -1,0 +1,204 @@
+"""Where a shard's state rests: immutable files and the manifests that name them.
+
+``STATE/shard-000/`` holds part files (Arrow IPC, written by :mod:`model.snapshot`) and manifests. A manifest lists a base
+and the increments after it, with the log positions they were cut at; it is written last, so what no manifest names is
+garbage. File names carry the shard's version and the writer's token: no attempt ever overwrites another's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from model.snapshot import FileEntry, Increment, SnapshotError, merge, read_increment
+from schemas.process import UserError
+
+log = logging.getLogger(__name__)
+
+_MANIFEST = re.compile(r"manifest-(\d{12})-([0-9a-f]{16})\.json")
+
+
+class StateError(UserError):
+    """A state directory that cannot be used, with the remedy."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A state of one shard, as files.
+
+    Attributes:
+        shard: number of the shard.
+        version: batches applied.
+        token: drawn by the writer; tells two attempts at one version apart.
+        fingerprint: of the feature configuration.
+        positions: by partition name, the offset of the next record.
+        segments: groups of files, oldest first: a base, then increments.
+        newest_event_ms: newest event time in it.
+        created_ms: wall clock, for retention only.
+    """
+
+    shard: int
+    version: int
+    token: str
+    fingerprint: int
+    positions: dict[str, int]
+    segments: tuple[tuple[FileEntry, ...], ...]
+    newest_event_ms: int
+    created_ms: int
+
+    @property
+    def name(self) -> str:
+        return f"manifest-{self.version:012d}-{self.token}.json"
+
+    @property
+    def bytes(self) -> list[int]:
+        """Size of each segment."""
+        return [sum(entry.bytes for entry in segment) for segment in self.segments]
+
+
+class StateFiles:
+    """The files of one shard.
+
+    Args:
+        root: the state directory (``--state_dir``).
+        shard: number of the shard.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], shard: int) -> None:
+        self.directory = Path(root) / f"shard-{shard:03d}"
+        self.shard = shard
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"{self.directory}: cannot be created ({error.strerror}); choose another --state_dir") from error
+
+    def write(self, manifest: Manifest) -> None:
+        """Commit: the manifest appears whole or not at all."""
+        path = self.directory / manifest.name
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w") as file:
+            json.dump(asdict(manifest), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        _sync_directory(self.directory)
+
+    def read(self, name: str) -> Manifest:
+        """A manifest by name.
+
+        Raises:
+            StateError: if it is gone or unreadable.
+        """
+        path = self.directory / name
+        try:
+            fields = json.loads(path.read_text())
+            segments = tuple(tuple(FileEntry(**entry) for entry in segment) for segment in fields.pop("segments"))
+            return Manifest(segments=segments, **fields)
+        except FileNotFoundError as error:
+            raise StateError(f"{path}: gone; start anew with the same --state_dir, from the newest manifest left") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise StateError(f"{path}: not a manifest ({error}); restore the file or remove it") from error
+
+    def load(self, manifest: Manifest) -> Increment:
+        """The state a manifest names.
+
+        Raises:
+            SnapshotError: if a file is missing, truncated or altered.
+        """
+        return merge([read_increment(self.directory, segment) for segment in manifest.segments])
+
+    def newest(self) -> tuple[Manifest, Increment] | None:
+        """The highest manifest whose files are whole, with its state; None in an empty directory.
+
+        Raises:
+            StateError: if there are manifests but none is whole.
+        """
+        names = sorted((p.name for p in self.directory.iterdir() if _MANIFEST.fullmatch(p.name)), reverse=True)
+        for name in names:
+            try:
+                manifest = self.read(name)
+                return manifest, self.load(manifest)
+            except (SnapshotError, StateError) as error:
+                log.error("manifest passed over", extra={"manifest": name, "reason": str(error)})
+        if names:
+            raise StateError(f"{self.directory}: none of {len(names)} manifests is whole; start with an empty --state_dir")
+        return None
+
+    def positions(self) -> dict[str, int]:
+        """Positions of the newest readable manifest, for a source that starts; empty if there is none."""
+        found = self.newest()
+        return dict(found[0].positions) if found else {}
+
+    def collect(self, keep: Manifest, retention_s: float, merging: str | None = None) -> int:
+        """Remove manifests replaced more than ``retention_s`` ago and the files that none left names.
+
+        Args:
+            keep: the newest manifest.
+            retention_s: seconds.
+            merging: stem of a base that is being made and that no manifest names yet.
+
+        Returns:
+            How many files were removed.
+        """
+        now_ms = time.time() * 1000
+        kept = {keep.name} | {entry.name for segment in keep.segments for entry in segment}
+        by_age = sorted(p for p in self.directory.iterdir() if _MANIFEST.fullmatch(p.name))
+        # A manifest is replaced when the one after it was created.
+        for path, successor in zip(by_age, by_age[1:], strict=False):
+            if path.name == keep.name or now_ms - successor.stat().st_mtime * 1000 <= retention_s * 1000:
+                manifest = self.read(path.name)
+                kept |= {path.name} | {entry.name for segment in manifest.segments for entry in segment}
+        removed = 0
+        for path in self.directory.iterdir():
+            if merging is not None and path.name.startswith(merging):
+                continue
+            # What is newer than the manifest to keep may belong to an attempt that is still writing.
+            if path.name not in kept and path.stat().st_mtime * 1000 < keep.created_ms:
+                path.unlink()
+                removed += 1
+        return removed
+
+
+class Lease:
+    """One job at a time owns a state directory; the lock goes with the process that holds it, however it dies.
+
+    Raises:
+        StateError: if another process holds it.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        path = Path(root) / "lease"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = path.open("a+")
+        except OSError as error:
+            raise StateError(f"{root}: cannot be written ({error.strerror}); choose another --state_dir") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise StateError(f"{root}: in use by {holder}; stop that job or choose another --state_dir") from error
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()}")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Give the directory free."""
+        self._file.close()
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
