@@ -32,10 +32,21 @@ class Final(IntEnum):
 
 
 class Span(NamedTuple):
-    """A stretch of one partition's log: ``[first, next)`` in offsets."""
+    """A stretch of one partition's log: ``[first, next)`` in offsets; ``order_ms`` is its event time's running maximum."""
 
     first: int
     next: int
+    order_ms: int
+
+
+class Position(NamedTuple):
+    """How far a partition has been applied: the next record's offset, and event time's running maximum before it."""
+
+    offset: int
+    order_ms: int
+
+
+START = Position(0, -1)
 
 
 #: ``key`` is a 63-bit hash of request and item id; ``action`` indexes the configuration's actions (-1: no head uses it);

@@ -199,6 +199,10 @@ class Join:
         """Event time of rows, int64[D] ms."""
         return self._ring[1][seq & (self.capacity - 1)]
 
+    def keys(self, seq: np.ndarray) -> np.ndarray:
+        """Hash of request and item of rows, int64[D]."""
+        return self._ring[0][seq & (self.capacity - 1)]
+
     def state(self) -> dict[str, np.ndarray]:
         """All of it as arrays, rows and held actions in order of their numbers."""
         rows = np.arange(self.first, self.next) & (self.capacity - 1)

@@ -21,7 +21,7 @@ import numpy as np
 
 from model.snapshot import FileEntry, Increment, write_increment
 
-from .batches import EventBatch, Final
+from .batches import START, EventBatch, Final, Position
 from .state_files import Manifest, StateError, StateFiles
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class Shard(Generic[T]):
         self.lock = threading.Lock()
         self.step: Step[T] | None = None
         self.version = Version(-1, "")
-        self.positions: dict[str, int] = {}
+        self.positions: dict[str, Position] = {}
         self._manifest: Manifest | None = None
         self._inputs_bytes = 0
         self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
@@ -213,14 +213,15 @@ class Shard(Generic[T]):
             if name not in batch.spans:
                 continue
             span = batch.spans[name]
-            at = positions.get(name, 0)
+            at = positions.get(name, START).offset
             if span.first > at:
                 raise LogGapError(
                     f"shard {self.files.shard}: {name} goes from {at} to {span.first}; the records between are missing from the log"
                 )
             if span.first < at:
                 keep &= ~((batch.column("partition") == number) & (batch.column("offset") < at))
-            positions[name] = max(at, span.next)
+            if span.next > at:
+                positions[name] = Position(span.next, span.order_ms)
         outputs = self.step.apply(batch if keep.all() else batch.keep(keep))
         self.positions = positions
         return outputs

@@ -20,6 +20,8 @@ from typing import IO
 from model.snapshot import FileEntry, Increment, SnapshotError, merge, read_increment
 from schemas.process import UserError
 
+from .batches import Position
+
 log = logging.getLogger(__name__)
 
 _MANIFEST = re.compile(r"manifest-(\d{12})-([0-9a-f]{16})\.json")
@@ -38,7 +40,7 @@ class Manifest:
         version: batches applied.
         token: drawn by the writer; tells two attempts at one version apart.
         fingerprint: of the feature configuration.
-        positions: by partition name, the offset of the next record.
+        positions: by partition name, how far its log has been applied.
         segments: groups of files, oldest first: a base, then increments.
         newest_event_ms: newest event time in it.
         created_ms: wall clock, for retention only.
@@ -48,7 +50,7 @@ class Manifest:
     version: int
     token: str
     fingerprint: int
-    positions: dict[str, int]
+    positions: dict[str, Position]
     segments: tuple[tuple[FileEntry, ...], ...]
     newest_event_ms: int
     created_ms: int
@@ -100,7 +102,8 @@ class StateFiles:
         try:
             fields = json.loads(path.read_text())
             segments = tuple(tuple(FileEntry(**entry) for entry in segment) for segment in fields.pop("segments"))
-            return Manifest(segments=segments, **fields)
+            positions = {name: Position(*at) for name, at in fields.pop("positions").items()}
+            return Manifest(segments=segments, positions=positions, **fields)
         except FileNotFoundError as error:
             raise StateError(f"{path}: gone; start anew with the same --state_dir, from the newest manifest left") from error
         except (ValueError, TypeError, KeyError) as error:
@@ -131,7 +134,7 @@ class StateFiles:
             raise StateError(f"{self.directory}: none of {len(names)} manifests is whole; start with an empty --state_dir")
         return None
 
-    def positions(self) -> dict[str, int]:
+    def positions(self) -> dict[str, Position]:
         """Positions of the newest readable manifest, for a source that starts; empty if there is none."""
         found = self.newest()
         return dict(found[0].positions) if found else {}

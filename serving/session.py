@@ -130,7 +130,9 @@ class LoadedModel:
             )
         return found
 
-    def run(self, signature: Signature, inputs: list[np.ndarray], outputs: tuple[str, ...]) -> list[np.ndarray]:
+    def run(
+        self, signature: Signature, inputs: list[np.ndarray], outputs: tuple[str, ...]
+    ) -> list[np.ndarray]:
         """Run `signature` on `inputs` (in the order of `signature.inputs`); the arrays of `outputs`.
 
         Raises:
@@ -168,10 +170,11 @@ _STATUS: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.Stat
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message without the graph's stack traces that TensorFlow appends."""
+    """What an error says, without the heading and the stack traces that TensorFlow puts around it."""
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    lines = str(text).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = (line.strip() for line in str(text).splitlines())
+    said = (line for line in lines if line and line != "Graph execution error:")
+    return next(said, type(error).__name__)
 
 
 def _padding(spec: TensorSpec) -> np.ndarray:

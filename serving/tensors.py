@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
 
 # A TensorProto of a few bytes can declare any shape; this bounds what one input may unfold to.
 MAX_INPUT_BYTES = 1 << 28
@@ -80,7 +81,9 @@ def decode(proto: Any, spec: TensorSpec) -> np.ndarray:
     if not spec.accepts(shape):
         raise TensorError(f'input "{spec.alias}" must be {spec}, got shape {list(shape)}')
     if any(size < 0 for size in shape) or math.prod(shape) * max(spec.dtype.size, 1) > MAX_INPUT_BYTES:
-        raise TensorError(f'input "{spec.alias}" has shape {list(shape)}: negative or over {MAX_INPUT_BYTES} bytes')
+        raise TensorError(
+            f'input "{spec.alias}" has shape {list(shape)}: negative or over {MAX_INPUT_BYTES} bytes'
+        )
     try:
         return tf.make_ndarray(proto)
     except (TypeError, ValueError) as error:
@@ -109,7 +112,5 @@ def encode(array: np.ndarray, as_content: bool) -> Any:
 
 
 def _tensor_proto(dtype: tf.DType, shape: tuple[int, ...], **values: Any) -> Any:
-    from tensorflow.core.framework import tensor_pb2
-
     dims = tf.TensorShape(shape).as_proto()
     return tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=dims, **values)

@@ -1,10 +1,10 @@
 """Typed batches of what a data set yields: requests with their raw features, and the actions that followed.
 
 Every data set is an iterator of `Events` in the order of request time. An action belongs to the batch of its
-request although it happens later, often after the next batch's requests: `PendingActions` puts them back in order.
+request although it happens later, often after the next batch's requests: `PendingActions` restores the order.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -25,11 +25,12 @@ def strings(ids: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RequestBatch:
-    """R requests in time order, I impressions; impressions of request r are item_offsets[r]:item_offsets[r + 1].
+    """R requests in time order, I impressions: those of request r are item_offsets[r]:item_offsets[r + 1].
 
-    request_id, user_id, item_id: object arrays of str; time_ms: int64[R], UTC.
-    user_columns: raw features by source name, [R] each; item_columns: [I] each. Numbers are NumPy numbers, strings
-    object arrays of str or None, bags object arrays of lists.
+    request_id, user_id: object[R] of str; item_id: object[I] of str; time_ms: int64[R], UTC; item_offsets:
+    int64[R + 1]. user_columns, item_columns: raw features by source name, [R] and [I] each. Numbers are
+    int64 or float64 (object with None if an integer may be missing), strings object arrays of str or None,
+    bags object arrays of lists.
     """
 
     request_id: np.ndarray
@@ -82,7 +83,11 @@ class ActionBatch:
 
 @dataclass(frozen=True)
 class Truth:
-    """What only a simulated world knows of I impressions: probability float32[I, heads] and outcome bool[I, heads]."""
+    """What only a simulated world knows of I impressions.
+
+    request_id, item_id: object[I] of str; time_ms: int64[I]; probability: float32[I, heads]; happened:
+    bool[I, heads].
+    """
 
     heads: tuple[str, ...]
     request_id: np.ndarray
@@ -93,15 +98,22 @@ class Truth:
 
 
 class Events(NamedTuple):
-    """Requests, all actions that those requests ever led to, and in a simulated world the truth behind them."""
+    """Requests, all actions they ever led to, and in a simulated world the truth behind them."""
 
     requests: RequestBatch
     actions: ActionBatch
     truth: Truth | None = None
 
 
+class Stream(NamedTuple):
+    """A data set being read: how many impressions it has, and its events in time order."""
+
+    impressions: int
+    events: Iterator[Events]
+
+
 class PendingActions:
-    """Actions that lie in the future of the requests written so far; holds as many as the longest delay needs."""
+    """Actions later than the requests so far, in time order; holds as many as the longest delay needs."""
 
     def __init__(self) -> None:
         self._pending = ActionBatch.empty()
@@ -131,3 +143,19 @@ def request_starts(*keys: np.ndarray) -> np.ndarray:
     changed = np.ones(rows, dtype=bool)
     changed[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
     return np.flatnonzero(changed)
+
+
+class RequestSpan(NamedTuple):
+    """Consecutive requests of a table: the first row of each int64[R], all rows, and offsets int64[R + 1]."""
+
+    first: np.ndarray
+    rows: slice
+    offsets: np.ndarray
+
+
+def request_spans(starts: np.ndarray, rows: int, requests: int = 4_096) -> Iterator[RequestSpan]:
+    """Cuts a table of `rows` impressions, whose requests begin at `starts`, into spans of `requests`."""
+    ends = np.append(starts, rows)
+    for begin in range(0, len(starts), requests):
+        edges = ends[begin : begin + requests + 1]
+        yield RequestSpan(edges[:-1], slice(int(edges[0]), int(edges[-1])), edges - edges[0])

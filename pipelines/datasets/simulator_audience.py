@@ -6,21 +6,26 @@ from pipelines.datasets.simulator_catalogue import HOUR_MS, RESIDUALS
 from pipelines.datasets.simulator_words import HASHTAGS
 
 FACTORS = 4
+COUNTRIES = np.array(["JP", "US", "BR", "IN", "FR", "DE", "ID", "MX", "KE", "TR"], dtype=object)
 
 
 class Audience:
-    """U users (index 0..U-1, user id = index + 1). State is brought up to date only for who comes: cost follows traffic.
+    """U users, by index; the state is brought up to date only for those who come, so cost follows traffic.
 
-    A taste is a few shared factors (what kind of person), drifting as an OU process, plus crazes and dislikes for single
-    hashtags that come at once and fade over days.
+    A taste is a few shared factors (what kind of person), drifting as an Ornstein-Uhlenbeck process, plus
+    crazes and dislikes for single hashtags that come at once and fade over days. country: object[U] of str.
     """
 
     FACTOR_MEMORY_H, RESIDUAL_MEMORY_H = 120.0, 240.0
-    CRAZE, DISLIKE, CRAZE_MEMORY_H, CRAZE_EVERY_H = 3.0, -2.0, 60.0, 30.0
+    CRAZE, DISLIKE, CRAZE_MEMORY_H, CRAZE_EVERY_H = 2.5, -1.5, 72.0, 48.0
     RESIDUAL_SCALE = 0.2
 
     def __init__(self, rng: np.random.Generator, users: int, now_ms: int) -> None:
         self._rng = rng
+        home = rng.integers(0, len(COUNTRIES), users)
+        self.country = COUNTRIES[home]
+        # Where people come from shifts what they like; around that, everyone drifts.
+        self._home_factors = rng.normal(0.0, 0.6, (len(COUNTRIES), FACTORS)).astype(np.float32)[home]
         self._factors = rng.normal(0.0, 1.0, (users, FACTORS)).astype(np.float32)
         self._residual = rng.normal(0.0, self.RESIDUAL_SCALE, (users, RESIDUALS)).astype(np.float32)
         self._craze = np.zeros((users, len(HASHTAGS)), dtype=np.float32)
@@ -30,24 +35,26 @@ class Audience:
         # Heavy-tailed activity (Zipf 0.6 over a random order of users): some come hourly, some once a week.
         activity = rng.permutation((1.0 + np.arange(users)) ** -0.6)
         self._activity = np.cumsum(activity) / activity.sum()
-        everyone = np.arange(users)
-        self._catch_craze(everyone)
+        self._catch_craze(np.arange(users))
 
     def draw(self, count: int) -> np.ndarray:
         """Who comes, int64[count]."""
         return np.searchsorted(self._activity, self._rng.random(count)).clip(max=len(self._activity) - 1)
 
     def tastes(self, users: np.ndarray, now_ms: int) -> np.ndarray:
-        """What these users like now, float32[n, K + RESIDUALS]; multiplied with a video's traits it is a logit."""
+        """What these users like now, float32[n, K + RESIDUALS]; times a video's traits it is a logit."""
         self._advance(np.unique(users), now_ms)
-        return np.hstack((self._factors[users] @ self._loadings + self._craze[users], self._residual[users]))
+        factors = self._home_factors[users] + self._factors[users]
+        return np.hstack((factors @ self._loadings + self._craze[users], self._residual[users]))
 
     def _advance(self, users: np.ndarray, now_ms: int) -> None:
         rng, n = self._rng, len(users)
         hours = ((now_ms - self._updated_ms[users]) / HOUR_MS)[:, None]
         self._updated_ms[users] = now_ms
         keep = np.exp(-hours / self.FACTOR_MEMORY_H)
-        self._factors[users] = keep * self._factors[users] + np.sqrt(1 - keep**2) * rng.normal(0.0, 1.0, (n, FACTORS))
+        self._factors[users] = keep * self._factors[users] + np.sqrt(1 - keep**2) * rng.normal(
+            0.0, 1.0, (n, FACTORS)
+        )
         keep = np.exp(-hours / self.RESIDUAL_MEMORY_H)
         noise = rng.normal(0.0, self.RESIDUAL_SCALE, (n, RESIDUALS))
         self._residual[users] = keep * self._residual[users] + np.sqrt(1 - keep**2) * noise
@@ -60,13 +67,17 @@ class Audience:
 
 
 class Sessions:
-    """Times and users of requests, endless and in time order: sessions start by a daily rhythm (few at night, peak at 21 h
-    UTC), each a handful of requests half a minute apart. Holds only the requests of sessions that have begun.
+    """Times and users of requests, endless and in time order.
+
+    Sessions start by a daily rhythm that peaks at 21 h UTC, each a handful of requests half a minute apart.
+    Held are only the requests of sessions that have begun.
     """
 
     LENGTH, GAP_MS, RHYTHM = 6.0, 25_000.0, 0.6
 
-    def __init__(self, rng: np.random.Generator, audience: Audience, requests_per_day: float, now_ms: int) -> None:
+    def __init__(
+        self, rng: np.random.Generator, audience: Audience, requests_per_day: float, now_ms: int
+    ) -> None:
         self._rng, self._audience = rng, audience
         self._starts_per_ms = requests_per_day / self.LENGTH / (24 * HOUR_MS)
         self._until_ms = now_ms

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipelines.datasets.requests import object_array
+from pipelines.datasets.requests import object_array, strings
 from pipelines.datasets.simulator_words import COMMON_WORDS, HASHTAG_WORDS, HASHTAGS
 
 HOUR_MS = 3_600_000
@@ -11,12 +11,14 @@ RESIDUALS = 6
 AUTHORS = 400
 _WORDS = [words.split() for words in HASHTAG_WORDS.values()]
 _WORDS_A_TAG = min(map(len, _WORDS))
-_VOCABULARY = np.array([word for words in _WORDS for word in words[:_WORDS_A_TAG]] + COMMON_WORDS, dtype=object)
+_VOCABULARY = np.array(
+    [word for words in _WORDS for word in words[:_WORDS_A_TAG]] + COMMON_WORDS, dtype=object
+)
 _FIRST_COMMON = len(_WORDS) * _WORDS_A_TAG
 
 
 class Trend:
-    """How the world feels about each hashtag now: a slow random walk (OU) plus viral spikes that fade in hours.
+    """What the world thinks of each hashtag now: an Ornstein-Uhlenbeck walk plus spikes that fade in hours.
 
     score: float32[K], in units of the click logit.
     """
@@ -47,14 +49,15 @@ class Trend:
 class Catalogue:
     """C videos alive, as arrays by place; a place's video is replaced when it dies, so memory never grows.
 
-    video_id, author_id, born_ms, duration_ms: int64[C]; hashtags, caption: object[C]; traits: float32[C, K + RESIDUALS],
-    what a viewer's taste is multiplied with; quality (click, long view, like): float32[C, 3].
+    video_name, author_name, caption: object[C] of str; hashtags: object[C] of lists; born_ms, dies_ms,
+    duration_ms: int64[C]; traits: float32[C, K + RESIDUALS], what a viewer's taste is multiplied with;
+    quality: float32[C, 3], in the logits of click, long view and like.
     """
 
     def __init__(self, rng: np.random.Generator, size: int, now_ms: int, trend: Trend) -> None:
         self._rng = rng
-        self.video_id = np.zeros(size, dtype=np.int64)
-        self.author_id = np.zeros(size, dtype=np.int64)
+        self.video_name = np.empty(size, dtype=object)
+        self.author_name = np.empty(size, dtype=object)
         self.born_ms = np.zeros(size, dtype=np.int64)
         self.dies_ms = np.zeros(size, dtype=np.int64)
         self.duration_ms = np.zeros(size, dtype=np.int64)
@@ -64,10 +67,10 @@ class Catalogue:
         self.quality = np.zeros((size, 3), dtype=np.float32)
         self._appeal = np.zeros(size, dtype=np.float32)
         self._author_tag = rng.integers(0, len(HASHTAGS), AUTHORS)
-        self._author_quality = rng.normal(0.0, 0.3, (AUTHORS, 3))
+        self._author_quality = rng.normal(0.0, (0.6, 0.3, 0.3), (AUTHORS, 3))
         self._next_id = 1
         self._create(np.arange(size), np.full(size, now_ms), trend)
-        # The first catalogue is as old as any later one: its videos are somewhere in the middle of their lives.
+        # The first catalogue is as old as any later one: its videos are in the middle of their lives.
         lived = (rng.random(size) * (self.dies_ms - self.born_ms)).astype(np.int64)
         self.born_ms -= lived
         self.dies_ms -= lived
@@ -78,9 +81,9 @@ class Catalogue:
             self._create(dead, self.dies_ms[dead], trend)
 
     def exposure(self, now_ms: int, trend: Trend) -> np.ndarray:
-        """Unnormalised probability of being shown, float64[C]: new, good and trending videos are shown more."""
+        """Unnormalised probability of being shown, float64[C]: higher for new, good and trending videos."""
         age_h = (now_ms - self.born_ms) / HOUR_MS
-        fame = 0.6 * self._appeal + 0.6 * self.quality[:, 0] + 0.5 * self.trend_of(trend)
+        fame = 0.6 * self._appeal + 0.4 * self.quality[:, 0] + 0.5 * self.trend_of(trend)
         return np.exp(fame) * (0.1 + np.exp(-age_h / 14.0))
 
     def trend_of(self, trend: Trend) -> np.ndarray:
@@ -91,20 +94,20 @@ class Catalogue:
         rng, count = self._rng, len(place)
         author = (rng.random(count) ** 2 * AUTHORS).astype(np.int64)
         tags = self._draw_tags(author, trend)
-        self.video_id[place] = self._next_id + np.arange(count)
+        self.video_name[place] = strings(self._next_id + np.arange(count))
         self._next_id += count
-        self.author_id[place] = author + 1
+        self.author_name[place] = strings(author + 1)
         self.born_ms[place] = born_ms
         self.dies_ms[place] = born_ms + ((12.0 + rng.exponential(36.0, count)) * HOUR_MS).astype(np.int64)
         self.duration_ms[place] = np.clip(rng.lognormal(10.0, 0.7, count), 5_000, 120_000).astype(np.int64)
-        self.quality[place] = rng.normal(0.0, (0.6, 0.4, 0.4), (count, 3)) + self._author_quality[author]
+        self.quality[place] = rng.normal(0.0, (0.8, 0.4, 0.4), (count, 3)) + self._author_quality[author]
         self._appeal[place] = rng.normal(0.0, 1.0, count)
         self.traits[place] = np.hstack((self._tag_mix(tags), rng.normal(0.0, 1.0, (count, RESIDUALS))))
         self.hashtags[place] = object_array(([HASHTAGS[t] for t in row if t >= 0] for row in tags), count)
         self.caption[place] = self._draw_captions(tags)
 
     def _draw_tags(self, author: np.ndarray, trend: Trend) -> np.ndarray:
-        """One to three different hashtags a video, int64[n, MAX_TAGS], -1 for none; the first is always there."""
+        """One to three different hashtags a video, int64[n, MAX_TAGS], -1 for none but in column 0."""
         rng, count = self._rng, len(author)
         share = np.exp(trend.score.astype(np.float64))
         tags = rng.choice(len(HASHTAGS), (count, MAX_TAGS), p=share / share.sum())

@@ -33,7 +33,10 @@ HASHTAG_WORDS = {
     "#robotics": "servo gripper sensor motor code arm rover firmware",
 }
 HASHTAGS = tuple(HASHTAG_WORDS)
-COMMON_WORDS = (
-    "wait for it today my first try this one is so good watch until the end part two how why you never "
-    "again tutorial easy best fail win pov when friends said day night new little just real look"
-).split()
+# fmt: off
+COMMON_WORDS = [
+    "wait", "for", "it", "today", "my", "first", "try", "this", "one", "so", "good", "watch", "until", "end",
+    "part", "two", "how", "why", "never", "again", "tutorial", "easy", "best", "fail", "win", "pov", "when",
+    "friends", "said", "day", "night", "new", "little", "just", "real", "look",
+]
+# fmt: on

@@ -1,0 +1,73 @@
+"""A parameter delta: what a model server needs to go from one version of the model to a later one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Parameters touched after ``from_version``, as they are at ``to_version``.
+
+    Attributes:
+        shard: whose parameters.
+        epoch: drawn at each restore of the shard; a newer epoch overrides an older one.
+        from_version, to_version: model versions, counted in steps.
+        newest_event_ms: newest event time learned from, ms.
+        keys: int64[R], feature ids; a slot's default row has its reserved negative key.
+        rows: float32[R, 1 + dim], first-order weight and embedding.
+        removed: int64[], keys that have left the table.
+        dense: dense parameters by name, float32; empty when they did not change.
+    """
+
+    shard: int
+    epoch: int
+    from_version: int
+    to_version: int
+    newest_event_ms: int
+    keys: np.ndarray
+    rows: np.ndarray
+    removed: np.ndarray
+    dense: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def to_record(self) -> dict[str, Any]:
+        """As a record of the parameter log (``delta.avsc``); arrays as little-endian bytes."""
+        dense = [
+            {"name": name, "shape": list(array.shape), "values": np.ascontiguousarray(array, "<f4").tobytes()}
+            for name, array in self.dense.items()
+        ]
+        return {
+            "shard": self.shard,
+            "epoch": self.epoch,
+            "from_version": self.from_version,
+            "to_version": self.to_version,
+            "newest_event_ms": self.newest_event_ms,
+            "width": int(self.rows.shape[1]),
+            "keys": np.ascontiguousarray(self.keys, "<i8").tobytes(),
+            "rows": np.ascontiguousarray(self.rows, "<f4").tobytes(),
+            "removed": np.ascontiguousarray(self.removed, "<i8").tobytes(),
+            "dense": dense,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Delta:
+        """The inverse of :meth:`to_record`."""
+        return cls(
+            shard=record["shard"],
+            epoch=record["epoch"],
+            from_version=record["from_version"],
+            to_version=record["to_version"],
+            newest_event_ms=record["newest_event_ms"],
+            keys=np.frombuffer(record["keys"], "<i8"),
+            rows=np.frombuffer(record["rows"], "<f4").reshape(-1, record["width"]),
+            removed=np.frombuffer(record["removed"], "<i8"),
+            dense={d["name"]: np.frombuffer(d["values"], "<f4").reshape(d["shape"]) for d in record["dense"]},
+        )
+
+    def describe(self) -> str:
+        """One line for logs."""
+        return json.dumps({"from": self.from_version, "to": self.to_version, "rows": len(self.keys), "removed": len(self.removed)})

@@ -1,0 +1,165 @@
+"""State as files: parts that merge by key, parts that replace each other, checksummed and immutable.
+
+An increment holds what changed since the one before it; merged oldest first, increments give the whole state. A base is
+an increment from nothing. Parts are Arrow IPC files compressed with zstd, so that anything that reads Arrow reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+_COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
+_CHUNK = 1 << 20
+
+
+class SnapshotError(Exception):
+    """A file of a snapshot that is missing, truncated or altered."""
+
+
+@dataclass(frozen=True)
+class KeyedPart:
+    """Rows that changed and keys that left.
+
+    Attributes:
+        rows: table with an int64 column ``key`` of unique keys.
+        removed: int64[], disjoint from the keys of ``rows``.
+    """
+
+    rows: pa.Table
+    removed: np.ndarray
+
+
+@dataclass
+class Increment:
+    """What changed: ``keyed`` parts merge by key, ``whole`` parts (arrays by name) replace what was there."""
+
+    keyed: dict[str, KeyedPart] = field(default_factory=dict)
+    whole: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file that a manifest names."""
+
+    name: str
+    bytes: int
+    crc32: int
+
+
+def write_increment(directory: str | os.PathLike[str], stem: str, increment: Increment) -> list[FileEntry]:
+    """Write each part to a file of its own, named by ``stem``; durable when it returns.
+
+    Raises:
+        OSError: if the disk refuses; nothing that a manifest names has been touched then.
+    """
+    folder = Path(directory)
+    entries = []
+    for name, part in increment.keyed.items():
+        removed = pa.array(part.removed, pa.int64())
+        table = part.rows.replace_schema_metadata({b"removed": removed.buffers()[1].to_pybytes()[: 8 * len(removed)]})
+        entries.append(_write(folder / f"{stem}-{name}.keyed.arrow", table))
+    for name, arrays in increment.whole.items():
+        entries.append(_write(folder / f"{stem}-{name}.whole.arrow", _arrays_to_table(arrays)))
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return entries
+
+
+def read_increment(directory: str | os.PathLike[str], entries: Iterable[FileEntry]) -> Increment:
+    """Read and check what :func:`write_increment` wrote.
+
+    Raises:
+        SnapshotError: naming the file and what is wrong with it.
+    """
+    increment = Increment()
+    for entry in entries:
+        table = _read(Path(directory) / entry.name, entry)
+        stem, kind, _ = entry.name.rsplit(".", 2)
+        name = stem.rsplit("-", 1)[1]
+        if kind == "keyed":
+            removed = np.frombuffer((table.schema.metadata or {}).get(b"removed", b""), np.int64)
+            increment.keyed[name] = KeyedPart(table.replace_schema_metadata(None), removed)
+        else:
+            increment.whole[name] = _table_to_arrays(table)
+    return increment
+
+
+def merge(increments: Sequence[Increment]) -> Increment:
+    """Increments, oldest first, as one: of a key the last word counts, and a removed key is gone unless it came back."""
+    merged = Increment()
+    for increment in increments:
+        merged.whole |= increment.whole
+    for name in dict.fromkeys(name for increment in increments for name in increment.keyed):
+        merged.keyed[name] = _merge_keyed([i.keyed[name] for i in increments if name in i.keyed])
+    return merged
+
+
+def _merge_keyed(parts: list[KeyedPart]) -> KeyedPart:
+    rows = pa.concat_tables([part.rows for part in parts])
+    keys = [part.rows.column("key").to_numpy() for part in parts]
+    # A word is a row or a removal; of each key, the last word counts.
+    words = np.concatenate([x for part, k in zip(parts, keys, strict=True) for x in (part.removed, k)])
+    row = np.full(words.size, -1, np.int64)
+    at = first = 0
+    for part, k in zip(parts, keys, strict=True):
+        at += part.removed.size
+        row[at : at + k.size] = np.arange(first, first + k.size)
+        at, first = at + k.size, first + k.size
+    _, last = np.unique(words[::-1], return_index=True)
+    keep = row[words.size - 1 - last]
+    return KeyedPart(rows.take(pa.array(np.sort(keep[keep >= 0]))).combine_chunks(), np.zeros(0, np.int64))
+
+
+def _write(path: Path, table: pa.Table) -> FileEntry:
+    crc = 0
+    with path.open("w+b") as file:
+        with pa.ipc.new_file(file, table.schema, options=_COMPRESSION) as writer:
+            writer.write_table(table, max_chunksize=1 << 16)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        while chunk := file.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return FileEntry(path.name, path.stat().st_size, crc)
+
+
+def _read(path: Path, entry: FileEntry) -> pa.Table:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SnapshotError(f"{path}: {error.strerror}; restore the file, or use an older manifest") from error
+    if len(data) != entry.bytes:
+        raise SnapshotError(f"{path}: {len(data)} bytes instead of {entry.bytes}; restore the file, or use an older manifest")
+    if zlib.crc32(data) != entry.crc32:
+        raise SnapshotError(f"{path}: altered since it was written; restore the file, or use an older manifest")
+    return pa.ipc.open_file(pa.py_buffer(data)).read_all()
+
+
+def _arrays_to_table(arrays: dict[str, np.ndarray]) -> pa.Table:
+    """One row an array: name, dtype, shape, bytes."""
+    return pa.table(
+        {
+            "name": pa.array(arrays.keys(), pa.string()),
+            "dtype": pa.array([array.dtype.str for array in arrays.values()], pa.string()),
+            "shape": pa.array([json.dumps(array.shape) for array in arrays.values()], pa.string()),
+            "data": pa.array([np.ascontiguousarray(array).tobytes() for array in arrays.values()], pa.large_binary()),
+        }
+    )
+
+
+def _table_to_arrays(table: pa.Table) -> dict[str, np.ndarray]:
+    return {
+        row["name"]: np.frombuffer(row["data"], np.dtype(row["dtype"])).reshape(json.loads(row["shape"])).copy()
+        for row in table.to_pylist()
+    }

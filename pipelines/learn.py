@@ -1,0 +1,253 @@
+"""Join, score, learn: the working state of one shard, and what a batch does to it.
+
+``apply`` runs a batch through the join, then goes along its decisions: rows are scored with the model as it is when they
+arrive, examples are learned from in steps of a fixed count, in the order of their decision. The model is thus a function
+of the logs, however they were cut into batches.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model.catalogue import Catalogue
+from model.snapshot import Increment
+from model.trainer import ExampleBatch, Trainer
+from schemas.config import FeatureConfig
+
+from .arms import Arm, Arms
+from .batches import EventBatch, Final, Kind
+from .dead_letters import DeadLetterBox
+from .join import Decisions, Join, Joined
+from .join_kernel import TAKEN
+from .outputs import Outputs, Predictions
+from .progress import Progress
+from .rows import RowStore
+
+log = logging.getLogger(__name__)
+
+_NONE = Decisions(*(np.zeros(0, np.int64) for _ in range(6)))
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """How a shard learns.
+
+    Attributes:
+        shard: its number.
+        step: examples a step; a fixed count, so that a replay gives the same model.
+        early: a decided head is learned at once, the undecided ones masked.
+        arms: lagged copies of the model, scored beside it.
+        warm_start_s: event time from the first event on during which arms follow the model and nothing is evaluated.
+        window: decided examples of the first head a metrics window.
+        predictions: whether predictions are put out once their label is known.
+        seed: of the model's initial values.
+    """
+
+    shard: int = 0
+    step: int = 128
+    early: bool = True
+    arms: tuple[Arm, ...] = ()
+    warm_start_s: float = 0.0
+    window: int = 10_000
+    predictions: bool = False
+    seed: int = 0
+
+
+class JoinAndLearn:
+    """The working state that batches are applied to; a :class:`pipelines.shard.Step`."""
+
+    def __init__(self, config: FeatureConfig, learn: LearnConfig) -> None:
+        self.config, self.learn_config = config, learn
+        self.fingerprint = config.fingerprint
+        self.join = Join(config, early=learn.early)
+        self.trainer = Trainer(config, seed=learn.seed)
+        self.arms = Arms(config, learn.arms, warm_start_ms=round(learn.warm_start_s * 1000))
+        self.rows = RowStore(config.width, 1 + len(learn.arms), len(config.heads))
+        self.catalogue = Catalogue(config)
+        self.progress = Progress(config.heads, ("continuous", *(arm.name for arm in learn.arms)), learn.window)
+        self.dead = DeadLetterBox(self.join.actions)
+        self._pending = _NONE
+        self._scored = 0
+        self._synced = 0  # model version of the last delta
+        self._durable = 0  # model version of the last durable increment
+        self._cut = 0
+        self._outputs = Outputs()
+
+    @property
+    def newest_event_ms(self) -> int:
+        """Newest event time applied."""
+        return self.join.clock
+
+    def apply(self, batch: EventBatch) -> Outputs:
+        """Join, score and learn from one batch."""
+        self._outputs = outputs = Outputs()
+        kind, key, time_ms = batch.column("kind"), batch.column("key"), batch.column("time_ms")
+        before = self.join.next
+        joined = self.join.apply(kind, key, batch.column("action"), time_ms, batch.column("order_ms"), batch.watermark_ms)
+        self.rows.resize(self.join.capacity, self.join.first, before)
+        taken = (joined.fate == TAKEN) & (kind == Kind.FEATURES)
+        ids = batch.ids(self.config.width)[taken[kind == Kind.FEATURES]] if taken.any() else None
+        if ids is not None:
+            self.rows.put(before, ids)
+            self._remember(batch, taken, ids)
+        self.dead.collect(batch, joined, self.join)
+        self._replay(joined, batch.column("order_ms"))
+        if batch.final is Final.END:
+            self._close()
+        pending_from = int(self._pending.seq.min()) if len(self._pending) else self.join.next
+        self.join.release(min(pending_from, self._scored))
+        outputs.dead_letters = self.dead.drain()
+        outputs.publishable = self.progress.healthy
+        if batch.sync and self.trainer.version > self._synced and self.progress.healthy:
+            outputs.deltas.append(self.trainer.delta(self._synced))
+            self._synced = self.trainer.version
+            self._trim()
+        if self.progress.window_closed() or batch.final is not Final.NO:
+            outputs.metrics = self.figures()
+        return outputs
+
+    def figures(self) -> dict[str, Any]:
+        """Running figures for people and programs."""
+        return self.progress.figures() | {
+            "dead_letters": self.dead.count,
+            **{name: value for name, value in vars(self.join.counts).items() if name != "rows"},
+            "impressions": self.join.counts.rows,
+            "waiting": self.join.waiting,
+            "table_rows": len(self.trainer.table),
+            "table_bytes": self.trainer.table.nbytes,
+            "model_version": self.trainer.version,
+            "newest_event_ms": self.join.clock,
+        }
+
+    # The order of things within a batch
+
+    def _replay(self, joined: Joined, order_ms: np.ndarray) -> None:
+        """Go through a batch's steps and the arms' syncs in the order of their events."""
+        decisions = Decisions.concat([self._pending, joined.decisions])
+        carried = len(self._pending)
+        step = self.learn_config.step
+        # What was pending was decided before this batch.
+        decisions.event[:carried] = -1
+        moments: list[tuple[int, int, int, int]] = []
+        for end in range(step, len(decisions) + 1, step):
+            last = end - 1
+            moments.append((int(decisions.event[last]), 1, int(decisions.rows[last]), end))
+        for at in self.arms.due(order_ms):
+            moments.append((at, 0, int(joined.rows_before[at]), 0))
+        for event, learns, rows, end in sorted(moments):
+            self._score(rows)
+            if learns:
+                self._learn(decisions.take(slice(end - step, end)))
+            else:
+                self.arms.sync(int(order_ms[event]), self.trainer)
+        self._score(self.join.next)
+        self._pending = decisions.take(slice(len(decisions) - len(decisions) % step, None))
+        self._meet(joined.decisions)
+
+    def _score(self, upto: int) -> None:
+        """Score the rows that have arrived and were not scored yet, with the model as it is."""
+        if upto <= self._scored:
+            return
+        at = self.rows.at(np.arange(self._scored, upto))
+        ids = self.rows.ids[at]
+        logits = self.trainer.predict(ids)
+        self.rows.logits[at, 0] = logits
+        for number, _ in enumerate(self.learn_config.arms, start=1):
+            self.rows.logits[at, number] = self.arms.predict(number - 1, ids, logits)
+        self._scored = upto
+
+    def _learn(self, examples: Decisions) -> None:
+        """One step of the model."""
+        heads = len(self.config.heads)
+        seq = examples.seq
+        labels, mask = examples.bits("label", heads), examples.bits("mask", heads)
+        first = self.rows.first_time(seq)
+        batch = ExampleBatch(self.rows.ids[self.rows.at(seq)], labels, mask, first, self.join.times(seq))
+        metrics = self.trainer.learn(batch)
+        self.progress.learned(metrics, labels, mask, fresh=int(first.sum()))
+
+    def _meet(self, decisions: Decisions) -> None:
+        """Predictions made at the request meet their labels."""
+        if not len(decisions):
+            return
+        heads = len(self.config.heads)
+        labels, mask = decisions.bits("label", heads), decisions.bits("mask", heads)
+        logits = self.rows.logits[self.rows.at(decisions.seq)]
+        times = self.join.times(decisions.seq)
+        counted = times >= self.arms.evaluated_from_ms
+        self.progress.met(logits[counted], labels[counted], mask[counted], decisions.time_ms[counted])
+        if self.learn_config.predictions:
+            keys = self.join.keys(decisions.seq)
+            names = self.progress.arms
+            for h, head in enumerate(self.config.heads):
+                rows = (mask[:, h] > 0) & counted
+                if rows.any():
+                    by_arm = {name: logits[rows, a, h] for a, name in enumerate(names)}
+                    self._outputs.predictions.append(Predictions(head.name, keys[rows], times[rows], labels[rows, h], by_arm))
+
+    def _close(self) -> None:
+        """The logs have ended: close the windows and learn from what is left, the last step being a short one."""
+        closing = self.join.close()
+        self.dead.orphaned(closing.orphans, self.join)
+        self._meet(closing.decisions)
+        left = Decisions.concat([self._pending, closing.decisions])
+        for start in range(0, len(left), self.learn_config.step):
+            self._learn(left.take(slice(start, start + self.learn_config.step)))
+        self._pending = _NONE
+
+    def _remember(self, batch: EventBatch, taken: np.ndarray, ids: np.ndarray) -> None:
+        """Keep the newest features of users and videos for the exported catalogue."""
+        rows = batch.events.filter(pa.array(taken))
+        users = self.config.user_width
+        self.catalogue.update(
+            rows.column("user_id").to_numpy(zero_copy_only=False), ids[:, :users],
+            rows.column("item_id").to_numpy(zero_copy_only=False), ids[:, users:],
+            rows.column("time_ms").to_numpy(),
+        )  # fmt: skip
+
+    # State
+
+    def increment(self) -> Increment:
+        """What changed since the last durable increment: touched rows of the table, all of the (small) rest."""
+        increment = self.trainer.increment(self._durable)
+        self._cut = self.trainer.version
+        increment.keyed |= self.catalogue.increment().keyed
+        pending = {name: getattr(self._pending, name) for name in ("seq", "mask", "label", "event", "rows", "time_ms")}
+        increment.whole |= {
+            "join": self.join.state(),
+            "rows": self.rows.state(self.join.first, self.join.next),
+            "pending": pending,
+            "arms": self.arms.state(),
+            "progress": self.progress.state(),
+            "dead_letters": self.dead.state(),
+            "learn": {"numbers": np.array([self._scored, self._synced], np.int64)},
+        }
+        return increment
+
+    def committed(self) -> None:
+        """The last increment is durable: the next one starts where it ended."""
+        self._durable = self._cut
+        self.catalogue.committed()
+        self._trim()
+
+    def load(self, state: Increment) -> None:
+        """Restore a merged increment."""
+        whole = state.whole
+        self.trainer.load(state)
+        self.catalogue.load(state)
+        self.join.load(whole["join"])
+        self.rows.load(whole["rows"], self.join.capacity, self.join.first, self.join.next)
+        self._pending = Decisions(**whole["pending"])
+        self.arms.load(whole["arms"])
+        self.progress.load(whole["progress"])
+        self.dead.load(whole["dead_letters"])
+        self._scored, self._synced = (int(x) for x in whole["learn"]["numbers"])
+        self._cut = self.trainer.version
+
+    def _trim(self) -> None:
+        self.trainer.trim(min(self._durable, self._synced, self.arms.oldest_version(self.trainer.version)))

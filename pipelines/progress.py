@@ -1,0 +1,161 @@
+"""Figures of a running shard: by arm and head over the whole stream, and window by window."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from model.evaluation import Progressive
+from model.trainer import StepMetrics
+from schemas.config import Head
+
+#: A loss this many times its own running mean has exploded.
+_EXPLODED = 10.0
+#: Steps that must be well again before parameters are published again.
+_CONVALESCENCE = 50
+
+
+class Progress:
+    """What has been learned and how well it was predicted.
+
+    Args:
+        heads: the model's heads; the first one gives the headline figures.
+        arms: models that scored each row; the first one is the one that learns.
+        window: decided examples of the first head a window.
+    """
+
+    def __init__(self, heads: Sequence[Head], arms: Sequence[str], window: int) -> None:
+        self.arms = tuple(arms)
+        self._heads = tuple(head.name for head in heads)
+        self._window = window
+        self.started = time.monotonic()
+        self._since_start = 0
+        self.examples = 0
+        self._total = {(arm, head): Progressive() for arm in self.arms for head in self._heads}
+        self._current = {arm: Progressive() for arm in self.arms}
+        self._emission = {head: Progressive() for head in self._heads}
+        self._windows: list[dict[str, Any]] = []
+        self._closed = False
+        self._loss = float("nan")
+        self._sick = 0
+        self._bad_steps = 0
+        self._newest_ms = -1
+
+    @property
+    def healthy(self) -> bool:
+        """Whether parameters may be published: no step of late had a loss that was not finite or had exploded."""
+        return self._sick == 0
+
+    @property
+    def examples_per_s(self) -> float:
+        """Examples learned a second of this process's life."""
+        return self._since_start / max(time.monotonic() - self.started, 1e-9)
+
+    @property
+    def auc_last_window(self) -> float | None:
+        """Of the first head and the learning model; None before the first window has closed."""
+        return self._windows[-1]["auc"][self.arms[0]] if self._windows else None
+
+    def learned(self, step: StepMetrics, labels: np.ndarray, mask: np.ndarray, fresh: int) -> None:
+        """Count a step; ``fresh`` of its examples are rows learned from for the first time."""
+        self.examples += fresh
+        self._since_start += fresh
+        for h, head in enumerate(self._heads):
+            rows = (mask[:, h] > 0) & np.isfinite(step.logits[:, h])
+            self._emission[head].update(step.logits[rows, h], labels[rows, h])
+        exploded = math.isfinite(self._loss) and step.loss > _EXPLODED * max(self._loss, 0.1)
+        if not step.finite or exploded:
+            self._bad_steps += 1
+            self._sick = _CONVALESCENCE
+            return
+        self._sick = max(0, self._sick - 1)
+        self._loss = step.loss if math.isnan(self._loss) else 0.99 * self._loss + 0.01 * step.loss
+
+    def met(self, logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, time_ms: np.ndarray) -> None:
+        """Predictions float32[N, arms, H] of the request meet their labels float32[N, H]."""
+        for h, head in enumerate(self._heads):
+            rows = (mask[:, h] > 0) & np.isfinite(logits[:, :, h]).all(axis=1)
+            for a, arm in enumerate(self.arms):
+                self._total[arm, head].update(logits[rows, a, h], labels[rows, h])
+        rows = (mask[:, 0] > 0) & np.isfinite(logits[:, :, 0]).all(axis=1)
+        first, decided, times = logits[rows, :, 0], labels[rows, 0], time_ms[rows]
+        while decided.size:
+            room = self._window - int(self._current[self.arms[0]].count)
+            for a, arm in enumerate(self.arms):
+                self._current[arm].update(first[:room, a], decided[:room])
+            self._newest_ms = int(times[min(room, times.size) - 1])
+            first, decided, times = first[room:], decided[room:], times[room:]
+            if int(self._current[self.arms[0]].count) >= self._window:
+                self._close_window()
+
+    def window_closed(self) -> bool:
+        """Whether a window has closed since the last call."""
+        closed, self._closed = self._closed, False
+        return closed
+
+    def figures(self) -> dict[str, Any]:
+        """Figures for people and programs; the headline ones are the first head's, of the learning model."""
+        headline = self._total[self.arms[0], self._heads[0]]
+        last = self.auc_last_window
+        return {
+            "examples": self.examples,
+            "positives": int(headline.figures()["positives"]),
+            "auc": _plain(headline.auc),
+            "logloss": _plain(headline.logloss),
+            "auc_last_window": _plain(headline.auc) if last is None else last,
+            "examples_per_s": round(self.examples_per_s, 1),
+            "healthy": self.healthy,
+            "bad_steps": self._bad_steps,
+            "heads": {head: {name: _plain(v) for name, v in self._total[self.arms[0], head].figures().items()} for head in self._heads},
+            "arms": {arm: {name: _plain(v) for name, v in self._total[arm, self._heads[0]].figures().items()} for arm in self.arms},
+            "auc_scored_at_emission": _plain(self._emission[self._heads[0]].auc),
+            "reliability": self._total[self.arms[0], self._heads[0]].reliability(),
+            "windows": self._windows,
+        }
+
+    def state(self) -> dict[str, np.ndarray]:
+        """As arrays."""
+        parts = [*self._total.values(), *self._current.values(), *self._emission.values()]
+        text = json.dumps({"windows": self._windows, "closed": self._closed}).encode()
+        numbers = [self.examples, self._loss, self._sick, self._bad_steps, self._newest_ms]
+        return {
+            "histograms": np.stack([part.state() for part in parts]),
+            "numbers": np.array(numbers, np.float64),
+            "json": np.frombuffer(text, np.uint8),
+        }
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        """The inverse of :meth:`state`."""
+        parts = [Progressive.from_state(row) for row in state["histograms"]]
+        for store in (self._total, self._current, self._emission):
+            for key in store:
+                store[key] = parts.pop(0)  # type: ignore[index]
+        self.examples, self._loss = int(state["numbers"][0]), float(state["numbers"][1])
+        self._sick, self._bad_steps, self._newest_ms = (int(x) for x in state["numbers"][2:])
+        text = json.loads(state["json"].tobytes())
+        self._windows, self._closed = text["windows"], text["closed"]
+
+    def _close_window(self) -> None:
+        current = self._current
+        leader = current[self.arms[0]]
+        self._windows.append(
+            {
+                "end_ms": self._newest_ms,
+                "auc": {arm: _plain(p.auc) for arm, p in current.items()},
+                "logloss": {arm: _plain(p.logloss) for arm, p in current.items()},
+                "calibration": _plain(leader.calibration),
+                "positive_rate": leader.figures()["positives"] / leader.count,
+            }
+        )
+        self._current = {arm: Progressive() for arm in self.arms}
+        self._closed = True
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no NaN."""
+    return round(float(value), 6) if math.isfinite(value) else None

@@ -1,0 +1,142 @@
+"""Requests and actions into the features and actions logs: what a recommender writes as it serves.
+
+The same class serves a replay and a live process: what was asked of the model is featurised once, here, and
+training reads exactly that.
+"""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from model.featuriser import Featuriser
+from pipelines.datasets.requests import ActionBatch, Columns, RequestBatch
+from schemas.config import FeatureConfig
+from schemas.log_files import LogWriter, partitions_of
+
+FEATURES, ACTIONS = "features", "actions"
+
+
+class RequestLogWriter:
+    """Appends to `root`/features and `root`/actions, partitioned by user id, after what is there already.
+
+    Batches must come in time order. With `log_raw`, a features record also carries its raw features by source
+    name: JSON of the value for the user's, JSON of the list of values (one an item) for the items'.
+    """
+
+    def __init__(
+        self, root: str | Path, config: FeatureConfig, partitions: int = 1, log_raw: bool = False
+    ) -> None:
+        self._config = config
+        self._featuriser = Featuriser(config)
+        self._log_raw = log_raw
+        self._features = [LogWriter(root, FEATURES, partition) for partition in range(partitions)]
+        self._actions = [LogWriter(root, ACTIONS, partition) for partition in range(partitions)]
+
+    def append(self, requests: RequestBatch, actions: ActionBatch) -> None:
+        """Writes both batches, either of which may be empty.
+
+        Raises:
+            ConfigError: a raw feature is missing or of the wrong type.
+        """
+        if len(requests):
+            _scatter(self._features, requests.user_id, self._feature_records(requests))
+        if len(actions):
+            _scatter(self._actions, actions.user_id, _action_records(actions))
+
+    def roll(self) -> None:
+        """Makes all that was appended visible to readers, as finished segments."""
+        for log in (*self._features, *self._actions):
+            log.roll()
+
+    def close(self) -> None:
+        for log in (*self._features, *self._actions):
+            log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _feature_records(self, requests: RequestBatch) -> list[dict[str, Any]]:
+        pack, featurise = self._featuriser.pack, self._featuriser.featurise
+        user_ids = pack(featurise(requests.user_columns, "user"))
+        item_ids = pack(featurise(requests.item_columns, "item"))
+        items = [
+            {"item_id": item_id, "ids": ids} for item_id, ids in zip(requests.item_id, item_ids, strict=True)
+        ]
+        edges = requests.item_offsets.tolist()
+        fingerprint = self._config.fingerprint
+        records = [
+            {
+                "request_id": request_id,
+                "user_id": user_id,
+                "time_ms": time_ms,
+                "fingerprint": fingerprint,
+                "user_ids": ids,
+                "items": items[first:last],
+            }
+            for request_id, user_id, time_ms, ids, first, last in zip(
+                requests.request_id,
+                requests.user_id,
+                requests.time_ms.tolist(),
+                user_ids,
+                edges[:-1],
+                edges[1:],
+                strict=True,
+            )
+        ]
+        if self._log_raw:
+            for record, raw in zip(records, _raw(requests), strict=True):
+                record["raw"] = raw
+        return records
+
+
+def _action_records(actions: ActionBatch) -> list[dict[str, Any]]:
+    columns = (
+        actions.request_id,
+        actions.user_id,
+        actions.item_id,
+        actions.action,
+        actions.time_ms.tolist(),
+    )
+    return [
+        {
+            "request_id": request_id,
+            "user_id": user_id,
+            "item_id": item_id,
+            "action": action,
+            "time_ms": time_ms,
+        }
+        for request_id, user_id, item_id, action, time_ms in zip(*columns, strict=True)
+    ]
+
+
+def _scatter(logs: list[LogWriter], user_id: np.ndarray, records: list[dict[str, Any]]) -> None:
+    if len(logs) == 1:
+        logs[0].append(records)
+        return
+    partition = partitions_of(user_id, len(logs))
+    for number, log in enumerate(logs):
+        if mine := [records[row] for row in np.flatnonzero(partition == number)]:
+            log.append(mine)
+
+
+def _raw(requests: RequestBatch) -> list[dict[str, str]]:
+    users = _plain(requests.user_columns)
+    items = _plain(requests.item_columns)
+    edges = requests.item_offsets.tolist()
+    return [
+        {name: json.dumps(column[row]) for name, column in users.items()}
+        | {name: json.dumps(column[edges[row] : edges[row + 1]]) for name, column in items.items()}
+        for row in range(len(requests))
+    ]
+
+
+def _plain(columns: Columns) -> dict[str, list[Any]]:
+    return {name: column.tolist() for name, column in columns.items()}

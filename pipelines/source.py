@@ -1,0 +1,172 @@
+"""The source of both logs: Beam's native unbounded source, handing out one Arrow batch an element.
+
+Beam rebuilds a reader many times a second and keeps several instances of it, so what is open belongs to the process: a
+reader borrows the merged logs at its position from a pool, and gives them back when it is closed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from apache_beam.coders import BytesCoder, Coder, PickleCoder, TupleCoder
+from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader, UnboundedSource
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
+
+from schemas.config import FeatureConfig
+
+from .batches import EventBatch, Position
+from .merge import MergedLogs
+
+_PollKey = tuple["LogsSource", tuple[tuple[str, Position], ...]]
+_pool: dict[_PollKey, MergedLogs] = {}
+_pool_lock = threading.Lock()
+_stopping = threading.Event()
+
+#: How long a reader waits for data before it lets the runner go on with other work.
+_WAIT_S = 0.2
+_POLL_S = 0.01
+
+
+def request_stop() -> None:
+    """Ask every source of this process to hand out its final batch (SIGTERM)."""
+    _stopping.set()
+
+
+def clear_stop() -> None:
+    """Forget an earlier request, before a new run in the same process."""
+    _stopping.clear()
+
+
+@dataclass(frozen=True)
+class LogsMark(CheckpointMark):
+    """Positions after the last element handed out; the shard's state holds the same, so nothing is committed here."""
+
+    positions: tuple[tuple[str, Position], ...]
+    finished: bool
+
+    def finalize_checkpoint(self) -> None:
+        """Nothing to acknowledge: a file log keeps its records."""
+
+
+@dataclass(frozen=True)
+class LogsSource(UnboundedSource):
+    """The two file logs of one shard.
+
+    Args:
+        root: folder of the logs.
+        config: feature configuration.
+        actions: action names in the order of their codes.
+        positions: where to start when there is no checkpoint: those of the newest manifest.
+        follow: whether the logs still grow; otherwise the source ends with them.
+    """
+
+    root: str
+    config: FeatureConfig
+    actions: tuple[str, ...]
+    positions: tuple[tuple[str, Position], ...]
+    follow: bool
+    shard: int
+    batch_rows: int
+    max_skew_ms: int
+    idle_s: float
+    sync_interval_s: float
+
+    def split(self, desired_num_splits: int, options: object = None) -> list[UnboundedSource]:
+        """One split: its order is the point."""
+        return [self]
+
+    def create_reader(self, options: object, checkpoint_mark: LogsMark | None) -> UnboundedReader:
+        """A reader that goes on after the mark."""
+        return LogsReader(self, checkpoint_mark or LogsMark(self.positions, finished=False))
+
+    def get_checkpoint_mark_coder(self) -> Coder:
+        return PickleCoder()
+
+    def default_output_coder(self) -> Coder:
+        return TupleCoder([BytesCoder(), BytesCoder()])
+
+
+class LogsReader(UnboundedReader):
+    """Hands out ``(shard key, encoded EventBatch)``."""
+
+    def __init__(self, source: LogsSource, mark: LogsMark) -> None:
+        self._source = source
+        self._mark = mark
+        self._logs: MergedLogs | None = None
+        self._batch: EventBatch | None = None
+        self._watermark_ms = -1
+        self._finished = mark.finished
+
+    def start(self) -> bool:
+        self._logs = self._borrow()
+        return self.advance()
+
+    def advance(self) -> bool:
+        """Wait a moment for the next batch."""
+        if self._finished:
+            return False
+        assert self._logs is not None
+        deadline = time.monotonic() + _WAIT_S
+        while True:
+            self._batch = self._logs.next(stop=_stopping.is_set())
+            if self._batch is not None:
+                self._watermark_ms = max(self._watermark_ms, self._batch.watermark_ms)
+                return True
+            if self._logs.finished:
+                self._finished = True
+                return False
+            if time.monotonic() >= deadline:
+                return False
+            _stopping.wait(_POLL_S)
+
+    def get_current(self) -> tuple[bytes, bytes]:
+        assert self._batch is not None
+        return shard_key(self._batch.shard), self._batch.encode()
+
+    def get_current_timestamp(self) -> Timestamp:
+        return self._timestamp()
+
+    def get_watermark(self) -> Timestamp:
+        return MAX_TIMESTAMP if self._finished else self._timestamp()
+
+    def get_checkpoint_mark(self) -> LogsMark:
+        if self._logs is None:
+            return self._mark
+        positions = tuple(sorted(self._logs.positions.items()))
+        return LogsMark(positions, self._logs.finished)
+
+    def close(self) -> None:
+        """Give the open logs back to the process, for the reader that goes on from here."""
+        if self._logs is not None and not self._logs.finished:
+            with _pool_lock:
+                _pool[self._source, tuple(sorted(self._logs.positions.items()))] = self._logs
+        self._logs = None
+
+    def _timestamp(self) -> Timestamp:
+        return Timestamp(micros=self._watermark_ms * 1000) if self._watermark_ms >= 0 else MIN_TIMESTAMP
+
+    def _borrow(self) -> MergedLogs:
+        with _pool_lock:
+            logs = _pool.pop((self._source, self._mark.positions), None)
+        if logs is not None:
+            return logs
+        source = self._source
+        return MergedLogs(
+            source.root,
+            source.config,
+            source.actions,
+            dict(self._mark.positions),
+            follow=source.follow,
+            shard=source.shard,
+            batch_rows=source.batch_rows,
+            max_skew_ms=source.max_skew_ms,
+            idle_s=source.idle_s,
+            sync_interval_s=source.sync_interval_s,
+        )
+
+
+def shard_key(shard: int) -> bytes:
+    """Key of a shard in Beam."""
+    return b"shard-%03d" % shard

@@ -1,0 +1,240 @@
+"""Learn from the two logs as they come: join, score, learn, publish. The main job.
+
+Features (what the model was asked with) and actions (what users then did) are merged by event time, joined on the
+request, and learned from, in one event-sourced step a shard; parameters leave by side outputs.
+
+    # a laptop: bounded logs, Beam's local runner
+    python -m pipelines.train --logs LOGS --state_dir STATE --model_dir MODELS --metrics_json metrics.json
+
+    # logs that grow: goes on until SIGTERM, then snapshots and ends with status 0
+    python -m pipelines.train --logs LOGS --state_dir STATE --model_dir MODELS --follow --snapshot_interval 5
+
+Run again with the same --state_dir it goes on where it stopped, however it stopped: each example is learned exactly once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.coders import BytesCoder, StrUtf8Coder
+from apache_beam.io.unbounded_source import ReadFromUnboundedSource
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
+
+from schemas.log_files import list_partitions
+from schemas.process import UserError, run_main, setup_logging
+
+from . import sinks
+from .join import Join
+from .learn import JoinAndLearn
+from .options import LOCAL_RUNNER, TrainConfig, TrainOptions
+from .outputs import DEAD_LETTERS, DELTAS, METRICS, PREDICTIONS, SNAPSHOTS, Metrics, Outputs, SnapshotRef
+from .shard import Shard, Version, forget, shard_of
+from .source import LogsSource, clear_stop, request_stop
+from .state_files import Lease, StateFiles
+from .watch import ProgressDisplay
+
+log = logging.getLogger(__name__)
+
+_TAGS = (METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS)
+
+
+class BeamState:
+    """A shard's durable part in Beam state cells; a :class:`pipelines.shard.Durable`."""
+
+    def __init__(self, version: Any, base: Any, inputs: Any) -> None:
+        self._version, self._base, self._inputs = version, base, inputs
+
+    def version(self) -> Version | None:
+        text = self._version.read()
+        if not text:
+            return None
+        applied, _, token = text.partition(":")
+        return Version(int(applied), token)
+
+    def base(self) -> str | None:
+        return self._base.read() or None
+
+    def inputs(self) -> list[bytes]:
+        return list(self._inputs.read())
+
+    def append(self, version: Version, payload: bytes) -> None:
+        self._inputs.add(payload)
+        self._version.write(f"{version.applied}:{version.token}")
+
+    def rebase(self, version: Version, base: str) -> None:
+        self._inputs.clear()
+        self._base.write(base)
+        self._version.write(f"{version.applied}:{version.token}")
+
+
+class JoinAndLearnFn(beam.DoFn):
+    """Hands each batch to the shard it is for, and the shard's outputs to their tags."""
+
+    VERSION = ReadModifyWriteStateSpec("version", StrUtf8Coder())
+    BASE = ReadModifyWriteStateSpec("base", StrUtf8Coder())
+    INPUTS = BagStateSpec("inputs", BytesCoder())
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        counter = beam.metrics.Metrics.counter
+        self._batches = counter("train", "batches")
+        self._events = counter("train", "events")
+        self._restores = counter("train", "restores")
+        self._dead = counter("train", "dead_letters")
+
+    def process(
+        self,
+        element: tuple[bytes, bytes],
+        version: Any = beam.DoFn.StateParam(VERSION),
+        base: Any = beam.DoFn.StateParam(BASE),
+        inputs: Any = beam.DoFn.StateParam(INPUTS),
+    ) -> Iterator[Any]:
+        number = int(element[0].rpartition(b"-")[2])
+        shard = train_shard(self._config, number)
+        restores = shard.counts.restores
+        applied = shard.process(BeamState(version, base, inputs), element[1])
+        self._batches.inc()
+        self._restores.inc(shard.counts.restores - restores)
+        yield from self._tagged(applied.outputs, number, shard.version.applied)
+        if applied.manifest is not None and applied.outputs.publishable:
+            ref = SnapshotRef(self._config.state_dir, number, applied.manifest.name, applied.manifest.newest_event_ms)
+            yield beam.pvalue.TaggedOutput(SNAPSHOTS, ref)
+
+    def _tagged(self, outputs: Outputs, shard: int, applied: int) -> Iterator[beam.pvalue.TaggedOutput]:
+        if outputs.metrics is not None:
+            yield beam.pvalue.TaggedOutput(METRICS, Metrics(shard, applied, outputs.metrics))
+        for delta in outputs.deltas:
+            yield beam.pvalue.TaggedOutput(DELTAS, delta)
+        if outputs.dead_letters:
+            self._dead.inc(len(outputs.dead_letters))
+            yield beam.pvalue.TaggedOutput(DEAD_LETTERS, (shard, outputs.dead_letters))
+        if outputs.predictions:
+            yield beam.pvalue.TaggedOutput(PREDICTIONS, (shard, applied, outputs.predictions))
+
+
+def train_shard(config: TrainConfig, number: int) -> Shard[Outputs]:
+    """This process's shard of the job that owns ``config.state_dir``."""
+
+    def make() -> Shard[Outputs]:
+        return Shard(lambda: JoinAndLearn(config.features, config.learn), StateFiles(config.state_dir, number), config.shard)
+
+    return shard_of(config.state_dir, "join-and-learn", number, make)
+
+
+class JoinAndLearnLogs(beam.PTransform):
+    """Both logs to the step's tagged outputs."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        self._config = config
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.DoOutputsTuple:
+        config = self._config
+        source = LogsSource(
+            root=config.logs,
+            config=config.features,
+            actions=Join(config.features).actions,
+            positions=tuple(sorted(StateFiles(config.state_dir, 0).positions().items())),
+            follow=config.follow,
+            shard=0,
+            batch_rows=config.batch_rows,
+            max_skew_ms=config.max_skew_ms,
+            idle_s=config.idle_s,
+            sync_interval_s=config.sync_interval_s,
+        )
+        # The local runner hands a bundle on only when it ends: short bundles for freshness, and for bounded memory.
+        # Elsewhere every end of a bundle is a self-checkpoint, which Beam's Java side before 2.76 keeps something of.
+        read = {"max_records_per_bundle": 32, "max_read_time_seconds": 0.5} if config.local else {"max_read_time_seconds": 10.0}
+        return (
+            begin
+            | "Read both logs by event time" >> ReadFromUnboundedSource(source, poll_interval=0.05, **read)
+            | "Key by shard" >> beam.Map(lambda pair: pair).with_output_types(tuple[bytes, bytes])
+            | "Join and learn" >> beam.ParDo(JoinAndLearnFn(config)).with_outputs(*_TAGS)
+        )
+
+
+def build_pipeline(pipeline: beam.Pipeline, config: TrainConfig) -> beam.pvalue.DoOutputsTuple:
+    """The whole job; returns the step's outputs, so that a test can look at them."""
+    outputs = pipeline | JoinAndLearnLogs(config)
+    _ = outputs[DEAD_LETTERS] | "Write dead letters" >> beam.ParDo(sinks.WriteDeadLetters(config.dead_letters_dir))
+    if config.metrics_json:
+        _ = outputs[METRICS] | "Write metrics" >> beam.ParDo(sinks.WriteMetrics(config.metrics_json))
+    if config.model_dir:
+        write = sinks.WriteVersion(config.model_dir, config.features, config.keep_versions)
+        _ = outputs[SNAPSHOTS] | "Write model versions" >> beam.ParDo(write)
+    if config.parameter_log:
+        _ = outputs[DELTAS] | "Write parameter deltas" >> beam.ParDo(sinks.WriteDeltas(config.parameter_log))
+    if config.predictions_dir:
+        _ = outputs[PREDICTIONS] | "Write predictions" >> beam.ParDo(sinks.WritePredictions(config.predictions_dir))
+    return outputs
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Parse, check, run until the logs end or SIGTERM."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    TrainOptions._add_argparse_args(parser)
+    parser.epilog = "Any option of Beam and its runners may follow, such as --runner=FlinkRunner --flink_master=HOST:8081."
+    _, rest = parser.parse_known_args(argv)
+    _refuse_unknown(rest)
+    options = PipelineOptions(sys.argv[1:] if argv is None else argv)
+    config = TrainConfig.from_options(options)
+    for topic in ("features", "actions"):
+        if not list_partitions(config.logs, topic):
+            raise UserError(f"--logs {config.logs}: no partitions in {topic}/; write logs with python -m pipelines.replay")
+    lease = Lease(config.state_dir)
+    if config.local:
+        options.view_as(StandardOptions).runner = LOCAL_RUNNER
+    clear_stop()
+    previous = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        pipeline = beam.Pipeline(options=options)
+        build_pipeline(pipeline, config)
+        with ProgressDisplay(config, lambda: train_shard(config, 0)):
+            pipeline.run().wait_until_finish()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        forget(config.state_dir)
+        lease.release()
+    return 0
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    log.info("stopping: the last batch is marked, then state and model are written")
+    request_stop()
+
+
+def _refuse_unknown(rest: list[str]) -> None:
+    """A mistyped option must not pass as one of the runner's."""
+    known = {action for cls in PipelineOptions.__subclasses__() for action in _flags(cls)}
+    # Runners' own options are described by their job servers; only Flink's are let through unseen.
+    unknown = [flag for flag in rest if flag.startswith("--") and flag.split("=")[0] not in known]
+    if unknown and not any("FlinkRunner" in flag or "PortableRunner" in flag for flag in rest):
+        raise UserError(f"{' '.join(unknown)}: no such option; see --help")
+
+
+def _flags(cls: type[PipelineOptions]) -> set[str]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    if hasattr(cls, "_add_argparse_args"):
+        cls._add_argparse_args(parser)
+    return {flag for action in parser._actions for flag in action.option_strings}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    setup_logging()
+    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    return run(argv)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,85 @@
+"""What a person sees while the job runs: examples, their rate, AUC of the last window, table size."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from .options import TrainConfig
+    from .shard import Shard
+
+log = logging.getLogger(__name__)
+
+_TERMINAL_S, _LOG_S = 0.25, 10.0
+
+
+class ProgressDisplay:
+    """A progress line while the job runs in this process; a log line every ten seconds where there is no terminal."""
+
+    def __init__(self, config: TrainConfig, shard: Callable[[], Shard[Any]]) -> None:
+        self._config, self._shard = config, shard
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._config.local:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        if sys.stderr.isatty():
+            self._draw()
+        else:
+            while not self._done.wait(_LOG_S):
+                log.info("training", extra=self._figures())
+
+    def _draw(self) -> None:
+        columns = (SpinnerColumn(), BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+            total = None if self._config.follow else self._bytes()
+            task = bar.add_task("compiling kernels", total=total)
+            while True:
+                ended = self._done.wait(_TERMINAL_S)
+                figures = self._figures()
+                if figures:
+                    auc = figures.get("auc_last_window")
+                    text = f"{figures['examples']:>9,} examples  {figures['examples_per_s']:>7,.0f}/s"
+                    text += f"  AUC {auc:.4f}" if auc is not None else ""
+                    text += f"  {figures['table_rows']:,} rows"
+                    bar.update(task, description=text, completed=total if ended else figures["bytes"])
+                if ended:
+                    return
+
+    def _figures(self) -> dict[str, Any]:
+        shard = self._shard()
+        step: Any = shard.step
+        if step is None:
+            return {}
+        positions = dict(shard.positions)
+        return {
+            "examples": step.progress.examples,
+            "examples_per_s": step.progress.examples_per_s,
+            "auc_last_window": step.progress.auc_last_window,
+            "table_rows": len(step.trainer.table),
+            "bytes": sum(position.offset for position in positions.values()),
+            "seconds": round(time.monotonic() - step.progress.started, 1),
+        }
+
+    def _bytes(self) -> int:
+        logs = Path(self._config.logs)
+        return sum(path.stat().st_size for topic in ("features", "actions") for path in (logs / topic).rglob("*.avro"))
