@@ -40,7 +40,7 @@ class Entries:
 
 
 class _Side:
-    """Entries by 63-bit hash of their name; the oldest tenth leaves when there are too many."""
+    """Entries by 62-bit hash of their name; the oldest tenth leaves when there are too many."""
 
     def __init__(self, width: int, most: int) -> None:
         self._most = most
@@ -54,7 +54,7 @@ class _Side:
 
     def update(self, names: np.ndarray, ids: np.ndarray, time_ms: np.ndarray) -> None:
         """The last mention in a batch counts."""
-        keys = hash_strings(names, bits=63)
+        keys = hash_strings(names, bits=62)
         unique, last = np.unique(keys[::-1], return_index=True)
         last = keys.size - 1 - last
         rows = np.fromiter((self._row.get(key, -1) for key in unique.tolist()), np.int64, unique.size)

@@ -65,7 +65,7 @@ class ServingModel(tf.Module):
         self.epochs = tf.Variable(arrays["epochs"], trainable=False, name="epochs")
         self.users = tf.Variable(np.concatenate([np.zeros((1, config.user_width), np.int64), users.ids]), trainable=False)
         self.user_index = _table(2 * len(users.names) + 1024)
-        self.user_index.insert(hash_strings(users.names, bits=63), np.arange(1, 1 + len(users.names)))
+        self.user_index.insert(hash_strings(users.names, bits=62), np.arange(1, 1 + len(users.names)))
         self.item_names = tf.Variable(items.names.astype(bytes) if len(items.names) else np.zeros(0, "S1"), trainable=False)
         self.items = tf.Variable(items.ids, trainable=False)
         slots = [slot.slot for slot in config.slot_order]
@@ -117,7 +117,7 @@ class ServingModel(tf.Module):
         }
 
     def _catalogue(self, user_id: tf.Tensor) -> dict[str, tf.Tensor]:
-        row = self.user_index.lookup(tf.strings.to_hash_bucket_fast(user_id[None], 2**63 - 1))[0]
+        row = self.user_index.lookup(tf.strings.to_hash_bucket_fast(user_id[None], 2**62))[0]
         known = row >= 0
         stored = tf.gather(self.users, tf.maximum(row, 0))
         source = next((slot.source for slot in self._config.user_slots if slot.kind == "id"), None)

@@ -49,7 +49,7 @@ class Position(NamedTuple):
 START = Position(0, -1)
 
 
-#: ``key`` is a 63-bit hash of request and item id; ``action`` indexes the configuration's actions (-1: no head uses it);
+#: ``key`` is a 62-bit hash of request and item id; ``action`` indexes the configuration's actions (-1: no head uses it);
 #: ``order_ms`` is the partition's running maximum of event time, by which partitions are merged.
 EVENTS = pa.schema(
     [

@@ -24,13 +24,13 @@ from .batches import EVENTS, Kind
 #: Raw bytes kept of what cannot be used: enough to see what it was.
 RAW_LIMIT = 64 << 10
 _NEIGHBOURS = 5
-_HASH_BITS = 63
+_HASH_BITS = 62
 
 Record = dict[str, Any]
 
 
 def row_keys(request_id: Sequence[str], item_id: Sequence[str]) -> np.ndarray:
-    """63-bit hashes of (request, item): int64[N]. Two of n rows that wait together meet with probability n^2 / 2^64."""
+    """62-bit hashes of (request, item): int64[N]. Two of n rows that wait together meet with probability n^2 / 2^63."""
     return hash_strings([f"{r}\x1f{i}" for r, i in zip(request_id, item_id, strict=True)], bits=_HASH_BITS)
 
 

@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-
 from model.featuriser import Featuriser
+from schemas.log_files import LogWriter, partitions_of
+
 from pipelines.datasets.requests import ActionBatch, Columns, RequestBatch
 from schemas.config import FeatureConfig
-from schemas.log_files import LogWriter, partitions_of
 
 FEATURES, ACTIONS = "features", "actions"
 
@@ -36,15 +36,17 @@ class RequestLogWriter:
         self._actions = [LogWriter(root, ACTIONS, partition) for partition in range(partitions)]
 
     def append(self, requests: RequestBatch, actions: ActionBatch) -> None:
-        """Writes both batches, either of which may be empty.
+        """Writes both batches.
 
         Raises:
             ConfigError: a raw feature is missing or of the wrong type.
         """
-        if len(requests):
-            _scatter(self._features, requests.user_id, self._feature_records(requests))
-        if len(actions):
-            _scatter(self._actions, actions.user_id, _action_records(actions))
+        _scatter(self._features, requests.user_id, self._feature_records(requests))
+        self.append_actions(actions)
+
+    def append_actions(self, actions: ActionBatch) -> None:
+        """Writes actions alone: those still to come when the requests have ended."""
+        _scatter(self._actions, actions.user_id, _action_records(actions))
 
     def roll(self) -> None:
         """Makes all that was appended visible to readers, as finished segments."""
@@ -118,6 +120,8 @@ def _action_records(actions: ActionBatch) -> list[dict[str, Any]]:
 
 
 def _scatter(logs: list[LogWriter], user_id: np.ndarray, records: list[dict[str, Any]]) -> None:
+    if not records:
+        return
     if len(logs) == 1:
         logs[0].append(records)
         return

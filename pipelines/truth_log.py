@@ -14,7 +14,7 @@ _FILE = "part-{:05d}.parquet"
 
 
 class TruthWriter:
-    """Writes `folder`/part-*.parquet: one row an impression of request_id, item_id, time_ms and p_HEAD by head.
+    """Writes `folder`/part-*.parquet: a row an impression of request_id, item_id, time_ms and p_HEAD by head.
 
     A file has its final name only when it is whole.
     """

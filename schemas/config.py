@@ -74,7 +74,7 @@ class FeatureConfig:
             first = first_of_source.setdefault(slot.source, slot)
             need(
                 (slot.type, slot.kind == "bag") == (first.type, first.kind == "bag"),
-                f"slot {slot.name!r}: source {slot.source!r} is read as {slot.type} ({slot.kind}) here and as "
+                f"slot {slot.name!r}: source {slot.source!r} is {slot.type} ({slot.kind}) here and "
                 f"{first.type} ({first.kind}) by slot {first.name!r}: a source has one type",
             )
 
@@ -283,7 +283,7 @@ def check_compatible(old: FeatureConfig, new: FeatureConfig) -> None:
             differences += _differences(f"head {head.name!r}", head, now)
     if differences:
         raise ConfigError(
-            f"feature configuration {new.name!r} does not fit what was made before: {'; '.join(differences)}: "
+            f"feature configuration {new.name!r} does not fit what was made: {'; '.join(differences)}: "
             "only slots appended at the end are compatible; restore the old values or start anew"
         )
 

@@ -1,4 +1,4 @@
-"""The parts of a feature configuration: slots, heads, optimizers, the model's size, each checked when made."""
+"""The parts of a feature configuration (slots, heads, optimizers, model size), each checked when made."""
 
 import math
 from collections.abc import Iterable

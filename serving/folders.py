@@ -1,5 +1,6 @@
 """The layout of a model directory: one folder per version, named by an integer."""
 
+import os
 from pathlib import Path
 
 from schemas.process import UserError
@@ -32,7 +33,7 @@ def require_version_folder(model_dir: Path) -> None:
         found = version_folders(model_dir)
     except OSError as error:
         raise UserError(
-            f"cannot read --model_dir {model_dir}: {error.strerror}; give the folder that versions are written to"
+            f"cannot read --model_dir {model_dir}: {error.strerror}; give the folder that holds the versions"
         ) from error
     if not found:
         raise UserError(
@@ -44,10 +45,12 @@ def require_version_folder(model_dir: Path) -> None:
 def fingerprint(folder: Path) -> Fingerprint:
     """What tells a changed folder from an unchanged one: its files' names, sizes and times."""
     entries = []
-    for file in sorted(folder.rglob("*")):
-        try:
-            stat = file.stat()
-        except FileNotFoundError:  # being replaced at this moment: the next look sees the new one
-            continue
-        entries.append((str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns))
-    return tuple(entries)
+    for root, _, names in os.walk(folder):
+        for name in names:
+            file = Path(root, name)
+            try:
+                stat = file.stat()
+            except FileNotFoundError:  # being replaced at this moment: the next look sees the new one
+                continue
+            entries.append((str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns))
+    return tuple(sorted(entries))

@@ -70,22 +70,11 @@ class ModelServer:
         Raises:
             UserError: no version in the directory loads, or a port is in use.
         """
-        # Sweeps of the collector stop every thread; after this they skip the libraries' own objects.
-        gc.collect()
-        gc.freeze()
-        self.versions.poll()
-        if not self.options.wait:
-            self._require_a_version()
-        address = f"{self.options.host}:{self.options.port}"
         try:
-            self.port = self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
-            raise UserError(f"cannot listen on {address}: choose another --port or --host") from error
-        if self.options.metrics_port is not None:
-            self._endpoint = self._metrics.serve(self.options.metrics_port)
-            self.metrics_port = self._endpoint.port
-        self._grpc.start()
-        self.versions.start()
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
         log.info(
             "serving",
             extra={
@@ -112,6 +101,24 @@ class ModelServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _start(self) -> None:
+        # Sweeps of the collector stop every thread; after this they skip the libraries' own objects.
+        gc.collect()
+        gc.freeze()
+        self.versions.poll()
+        if not self.options.wait:
+            self._require_a_version()
+        address = f"{self.options.host}:{self.options.port}"
+        try:
+            self.port = self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise UserError(f"cannot listen on {address}: choose another --port or --host") from error
+        if self.options.metrics_port is not None:
+            self._endpoint = self._metrics.serve(self.options.metrics_port)
+            self.metrics_port = self._endpoint.port
+        self._grpc.start()
+        self.versions.start()
 
     def _require_a_version(self) -> None:
         require_version_folder(self.options.model_dir)

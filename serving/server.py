@@ -70,13 +70,18 @@ def main(argv: list[str] | None = None) -> int:
         require_version_folder(args.model_dir)
     _check_port_is_free(args.host, args.port)
 
-    # TensorFlow takes seconds to import: everything above answers at once.
-    with quiet_imports():
-        from serving.host import ModelServer, ServerOptions
-
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+
+    # TensorFlow takes seconds to import: everything above answers at once.
+    with quiet_imports():
+        import tensorflow as tf
+
+        from serving.host import ModelServer, ServerOptions
+
+        tf.config.list_physical_devices()  # looks for GPUs here, where their absence is not reported
+
     options = ServerOptions(
         model_dir=args.model_dir,
         host=args.host,

@@ -30,7 +30,7 @@ class Audience:
         self._residual = rng.normal(0.0, self.RESIDUAL_SCALE, (users, RESIDUALS)).astype(np.float32)
         self._craze = np.zeros((users, len(HASHTAGS)), dtype=np.float32)
         self._updated_ms = np.full(users, now_ms, dtype=np.int64)
-        self._loadings = rng.normal(0.0, 1.3 / np.sqrt(FACTORS), (FACTORS, len(HASHTAGS))).astype(np.float32)
+        self._loadings = rng.normal(0.0, 1.15 / np.sqrt(FACTORS), (FACTORS, len(HASHTAGS))).astype(np.float32)
         self.bias = rng.normal(0.0, 0.4, users).astype(np.float32)
         # Heavy-tailed activity (Zipf 0.6 over a random order of users): some come hourly, some once a week.
         activity = rng.permutation((1.0 + np.arange(users)) ** -0.6)

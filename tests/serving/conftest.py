@@ -1,13 +1,11 @@
 """Models written once a session, and servers over copies of them."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -138,18 +136,3 @@ def command() -> Iterator[Callable[..., Command]]:
         if each.process.poll() is None:
             each.process.kill()
             each.process.communicate()
-
-
-@contextmanager
-def refused(code: grpc.StatusCode) -> Iterator[Callable[[], str]]:
-    """The block's call must fail with `code`; the yielded function gives its details."""
-    details: list[str] = []
-    with pytest.raises(grpc.RpcError) as caught:
-        yield lambda: details[0]
-    assert caught.value.code() is code, caught.value.details()
-    details.append(caught.value.details())
-
-
-def log_lines(stderr: str) -> list[dict]:
-    """The structured log on a process's stderr."""
-    return [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]

@@ -1,5 +1,7 @@
 """RankClient against a real server."""
 
+import contextlib
+import socket
 import threading
 
 import grpc
@@ -99,6 +101,52 @@ def test_errors_name_server_reason_and_remedy(client, model_dir, serve):
         nobody.rank(np.zeros(USER_WIDTH), np.zeros((1, ITEM_WIDTH)), k=1)
     assert f"127.0.0.1:{gone}" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class FlakyNetwork:
+    """A TCP forwarder to `port` that drops the first `drops` connections it accepts."""
+
+    def __init__(self, port: int, drops: int) -> None:
+        self._target = port
+        self._drops = drops
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.accepted = 0
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            self.accepted += 1
+            if self.accepted <= self._drops:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._target))
+            self._ends += [near, far]
+            threading.Thread(target=self._pump, args=(near, far), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # either end may go at any time
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._listener.close()
+        for end in self._ends:
+            end.close()
+
+
+def test_a_call_outlives_dropped_connections(model_dir, serve):
+    with contextlib.closing(FlakyNetwork(serve(model_dir).port, drops=2)) as network:
+        with RankClient(f"127.0.0.1:{network.port}", timeout_s=20) as client:
+            assert client.predict(np.zeros((1, WIDTH))).version == 1
+        assert network.accepted > 2
 
 
 def test_a_call_outlives_a_server_that_restarts(model_dir, serve):

@@ -2,11 +2,12 @@
 
 import json
 import socket
+import time
 import urllib.request
 
 import numpy as np
 import pytest
-from conftest import log_lines
+from serving_checks import log_lines
 from serving_models import ITEMS, WIDTH, publish
 
 from schemas.process import UserError
@@ -36,6 +37,9 @@ def test_serves_ranks_and_stops_on_sigterm(written, model_dir, tmp_path, command
     with RankClient(f"127.0.0.1:{port}", timeout_s=20) as client:
         assert client.predict(np.zeros((2, WIDTH))).version == 1
         publish(written[2], model_dir, 2)
+        deadline = time.monotonic() + 30
+        while client.predict(np.zeros((2, WIDTH))).version == 1:
+            assert time.monotonic() < deadline
 
         as_json = command(
             "serving.rank", "--server", client.server, "--user", "u1", "--k", 5, "--head", "1", "--json"
@@ -97,6 +101,12 @@ def test_a_port_in_use_is_one_line(model_dir, command):
         status, out, err = command("serving.server", "--model_dir", model_dir, "--port", port).finish()
     assert (status, out) == (2, "")
     assert f"cannot listen on 127.0.0.1:{port}" in one_line(err)
+
+
+def test_two_servers_do_not_share_a_port(model_dir, serve):
+    port = serve(model_dir).port
+    with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
+        ModelServer(ServerOptions(model_dir, port=port)).start()
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path, command):

@@ -4,7 +4,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import refused
+from serving_checks import refused
 from serving_models import (
     HEADS,
     ITEMS,

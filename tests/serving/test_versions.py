@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import refused
+from serving_checks import refused
 from serving_models import WIDTH, expected_scores, publish
 from tensorflow_serving.apis import get_model_status_pb2
 

@@ -1,0 +1,1 @@
+"""Measurements: one module per claim, run as `python -m bench.NAME`."""
