@@ -1,0 +1,4 @@
+"""The model: feature ids, the collisionless embedding table, DeepFM, the trainer, deltas, snapshots, export.
+
+NumPy, Numba and TensorFlow; no Beam, no I/O beyond files.
+"""
