@@ -113,7 +113,7 @@ class Stream:
             events = self._condemn(events, bad)
         kept = times[(kinds != Kind.FAULT) & ~bad]
         self._history = np.concatenate([self._history, kept])[-_HISTORY:]
-        order = np.maximum.accumulate(np.where(bad | (kinds == Kind.FAULT), -1, times), initial=self._order)[1:] if cut else times
+        order = np.maximum.accumulate(np.r_[self._order, np.where(bad | (kinds == Kind.FAULT), -1, times)])[1:]
         if cut:
             self._order = int(order[-1])
         events = events.set_column(EVENTS.get_field_index("order_ms"), EVENTS.field("order_ms"), pa.array(order, pa.int64()))
