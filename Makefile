@@ -5,10 +5,9 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-DATA ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup lock demo test check format bench clean
+.PHONY: help setup lock test check format bench clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 12
@@ -19,14 +18,11 @@ $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: Python 3.11 is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	$(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
 	touch $@
 
 lock: setup ## resolve requirements.in into requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --python-version 3.11 --no-header requirements.in -o requirements.txt
-
-demo: setup ## stream, learn, serve and rank in about a minute (DATA=folder for a real data set)
-	$(BIN)/python -m bench.demo $(if $(DATA),--data $(DATA))
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest tests
@@ -41,7 +37,7 @@ format: setup ## format the code
 	$(BIN)/ruff format --quiet .
 
 bench: setup ## run every benchmark
-	for name in step pipeline kuairand; do $(BIN)/python -m bench.$$name || exit 1; done
+	$(BIN)/python -m bench.rank
 
 clean: ## remove the virtual environment, caches and out/
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -44,10 +44,10 @@ def export_model(model_dir: Path, keys: int, seed: int = 0) -> np.ndarray:
     from model.deepfm import DenseLayout
     from model.export import ExportState, write_version
     from model.feature_ids import pack_ids
-    from schemas.config import FeatureConfig, Head, ModelConfig, Slot
+    from schemas.config import FeatureConfig, Head, ModelConfig, Side, Slot
 
     def slot(number: int) -> Slot:
-        side = "user" if number <= USER_SLOTS else "item"
+        side: Side = "user" if number <= USER_SLOTS else "item"
         return Slot(name=f"s{number}", slot=number, source=f"s{number}", side=side, kind="id", type="int")
 
     rng = np.random.default_rng(seed)
@@ -63,10 +63,7 @@ def export_model(model_dir: Path, keys: int, seed: int = 0) -> np.ndarray:
     state = ExportState(
         keys=ids.ravel(),
         rows=rng.normal(0, 0.05, (ids.size, 1 + config.model.dim)).astype(np.float32),
-        dense={
-            name: rng.normal(0, 0.05, shape).astype(np.float32)
-            for name, shape in DenseLayout.of(config).shapes.items()
-        },
+        dense={name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in DenseLayout.of(config).shapes.items()},
         versions=np.ones(1, np.int64),
         epochs=np.zeros(1, np.int64),
         newest_event_ms=0,
@@ -94,9 +91,7 @@ def catalogue_workload(client: RankClient, candidates: int) -> Workload:
     """
     found = client.catalogue("")
     if not found.item_ids:
-        raise UserError(
-            "the model's catalogue is empty: give a --model_dir that was trained on logs with items"
-        )
+        raise UserError("the model's catalogue is empty: give a --model_dir that was trained on logs with items")
     return Workload(found.user_ids[np.newaxis], found.ids[np.newaxis, :candidates])
 
 
@@ -151,10 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         model_dir = args.model_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ids = None if args.model_dir else export_model(model_dir, args.keys)
         client = stack.enter_context(served(model_dir))
-        if ids is None:
-            load = catalogue_workload(client, args.candidates)
-        else:
-            load = random_workload(ids, args.candidates)
+        load = catalogue_workload(client, args.candidates) if ids is None else random_workload(ids, args.candidates)
         results = {clients: measure(client, load, args.requests, clients) for clients in (1, 4)}
 
     rows = [

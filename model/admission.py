@@ -16,7 +16,7 @@ AGING = 2
 
 
 @njit(nogil=True, cache=True)
-def count_ids(cells, ids, occurrences, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def count_ids(cells, ids, occurrences, counts):  # type: ignore[no-untyped-def]
     """Add ``occurrences`` of each id and write the new estimates to ``counts``."""
     mask = cells.shape[1] - 1
     for i in range(ids.size):

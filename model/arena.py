@@ -1,4 +1,4 @@
-"""Row storage of an embedding table: columns that grow in place, and the rows handed out of them.
+"""Row storage of an embedding table: columns that grow in place.
 
 Memory is reserved as zero pages, which the system commits on first use, and growth remaps those pages instead of
 copying them: a row costs nothing before it is used, and growing never copies the rows.
@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 MAX_ROWS = 2**31 - 1  # row numbers are int32
-NEXT, FREE = 0, 1  # cells of RowArrays.meta: first row never used, rows on the free list
 
 
 class GrowingArray:
@@ -87,75 +84,3 @@ class TableRows:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-
-class RowArrays(NamedTuple):
-    """The arena's arrays as the kernels take them; meta int64[2] is (NEXT, FREE)."""
-
-    values: npt.NDArray[np.float32]
-    optimizer: npt.NDArray[np.float32]
-    steps: npt.NDArray[np.int32]
-    counts: npt.NDArray[np.int32]
-    last_seen_ms: npt.NDArray[np.int64]
-    free: npt.NDArray[np.int32]
-    meta: npt.NDArray[np.int64]
-
-
-class RowArena:
-    """Rows of a table, structure of arrays; the key of a row lies in the table's index.
-
-    Freed rows are handed out again, last freed first, before rows never used.
-    """
-
-    def __init__(self, row_width: int, optimizer_width: int, capacity: int) -> None:
-        self._values = GrowingArray((row_width,), np.float32, capacity)
-        self._optimizer = GrowingArray((optimizer_width,), np.float32, capacity)
-        self._steps = GrowingArray((), np.int32, capacity)
-        self._counts = GrowingArray((), np.int32, capacity)
-        self._last_seen = GrowingArray((), np.int64, capacity)
-        self._free = GrowingArray((), np.int32, capacity)
-        self._meta = np.zeros(2, np.int64)
-        self._columns = (self._values, self._optimizer, self._steps, self._counts, self._last_seen, self._free)
-
-    def __len__(self) -> int:
-        """Rows handed out and not freed."""
-        return int(self._meta[NEXT] - self._meta[FREE])
-
-    @property
-    def end(self) -> int:
-        """First row number never used."""
-        return int(self._meta[NEXT])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the rows used so far, freed ones included."""
-        return self.end * sum(column.row_nbytes for column in self._columns)
-
-    def reserve(self, more: int) -> int:
-        """Makes room for `more` rows at once. Returns the number of rows reserved in all."""
-        rows = int(self._meta[NEXT]) + max(0, more - int(self._meta[FREE]))
-        for column in self._columns:
-            column.reserve(rows)
-        return len(self._values)
-
-    def arrays(self) -> RowArrays:
-        """The arrays for one kernel call; valid until the next `reserve`."""
-        values, optimizer, steps, counts, last_seen, free = (column.array for column in self._columns)
-        return RowArrays(values, optimizer, steps, counts, last_seen, free, self._meta)
-
-
-@njit(nogil=True, cache=True)
-def take_row(arena: RowArrays) -> int:
-    """A row to use, its contents undefined; the caller has reserved it."""
-    if arena.meta[FREE] > 0:
-        arena.meta[FREE] -= 1
-        return np.int64(arena.free[arena.meta[FREE]])
-    arena.meta[NEXT] += 1
-    return arena.meta[NEXT] - 1
-
-
-@njit(nogil=True, cache=True)
-def free_row(arena: RowArrays, row: int) -> None:
-    """Puts a row on the free list."""
-    arena.free[arena.meta[FREE]] = row
-    arena.meta[FREE] += 1

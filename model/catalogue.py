@@ -95,7 +95,12 @@ class _Side:
         self._removed = []
 
     def load(self, entries: Entries, keys: np.ndarray) -> None:
-        self._keys, self._names, self._ids, self._seen = keys.copy(), entries.names, entries.ids.copy(), entries.last_seen_ms.copy()
+        self._keys, self._names, self._ids, self._seen = (
+            keys.copy(),
+            entries.names,
+            entries.ids.copy(),
+            entries.last_seen_ms.copy(),
+        )
         self._dirty = np.zeros(keys.size, bool)
         self._row = {key: row for row, key in enumerate(keys.tolist())}
 

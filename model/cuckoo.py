@@ -25,14 +25,14 @@ _FREE = np.int64(np.iinfo(np.int64).min)  # no key: feature ids are >= 0, reserv
 
 
 @njit(inline="always", cache=True)
-def _buckets(key, mask):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _buckets(key, mask):  # type: ignore[no-untyped-def]
     """The two hash functions: low and high half of one mixed key."""
     h = mix63_jit(key & np.int64(0x7FFFFFFFFFFFFFFF))
     return (h & mask) * _CELLS, ((h >> 31) & mask) * _CELLS
 
 
 @njit(inline="always", cache=True)
-def _cell_of(keys, mask, key):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _cell_of(keys, mask, key):  # type: ignore[no-untyped-def]
     b1, b2 = _buckets(key, mask)
     for c in range(b1, b1 + _CELLS):
         if keys[c] == key:
@@ -47,7 +47,7 @@ def _cell_of(keys, mask, key):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
 
 
 @njit(nogil=True, cache=True)
-def find_all(keys, values, mask, wanted, found):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def find_all(keys, values, mask, wanted, found):  # type: ignore[no-untyped-def]
     """Values of ``wanted`` into ``found``; MISS where there is none."""
     for i in range(wanted.size):
         c = _cell_of(keys, mask, wanted[i])
@@ -55,7 +55,7 @@ def find_all(keys, values, mask, wanted, found):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def put_all(keys, values, mask, new_keys, new_values, first):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def put_all(keys, values, mask, new_keys, new_values, first):  # type: ignore[no-untyped-def]
     """Insert or overwrite from ``first`` on; returns (how far it came, fresh keys). It stops when the index must grow."""
     fresh = 0
     for i in range(first, new_keys.size):
@@ -70,7 +70,7 @@ def put_all(keys, values, mask, new_keys, new_values, first):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def _free_cell(keys, mask, key):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _free_cell(keys, mask, key):  # type: ignore[no-untyped-def]
     b1, b2 = _buckets(key, mask)
     for b in (b1, b2):
         for c in range(b, b + _CELLS):
@@ -80,7 +80,7 @@ def _free_cell(keys, mask, key):  # type: ignore[no-untyped-def]  # noqa: ANN001
 
 
 @njit(nogil=True, cache=True)
-def _place(keys, values, mask, key, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _place(keys, values, mask, key, value):  # type: ignore[no-untyped-def]
     c = _free_cell(keys, mask, key)
     # The stash is looked at before anything is displaced: a failed chain of displacements must have somewhere to end.
     spare = -1
@@ -107,7 +107,7 @@ def _place(keys, values, mask, key, value):  # type: ignore[no-untyped-def]  # n
 
 
 @njit(nogil=True, cache=True)
-def remove_all(keys, mask, gone):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def remove_all(keys, mask, gone):  # type: ignore[no-untyped-def]
     """Remove keys; returns how many there were."""
     n = 0
     for i in range(gone.size):

@@ -70,4 +70,6 @@ class Delta:
 
     def describe(self) -> str:
         """One line for logs."""
-        return json.dumps({"from": self.from_version, "to": self.to_version, "rows": len(self.keys), "removed": len(self.removed)})
+        return json.dumps(
+            {"from": self.from_version, "to": self.to_version, "rows": len(self.keys), "removed": len(self.removed)}
+        )

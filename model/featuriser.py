@@ -1,182 +1,206 @@
-"""Raw features to feature ids, a batch at a time: the one featuriser that training, serving and tests share.
+"""Raw features to feature ids, batch-wise, and ids to and from the bytes that the features log holds.
 
-Columns of a side follow its slots, ``max_length`` columns each. A scalar that is missing (None, NaN, an empty string) has
-its slot's own id, value 2^48 - 1; an empty bag has none. Numbers become float32 before they are bucketised, and strings are
-hashed and split by the TensorFlow operations that the exported graph uses.
+Training, serving and tests share it; `model/graph_featuriser.py` does the same in a graph, and a test keeps
+the two equal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import tensorflow as tf
 from numba import njit
+from numpy.typing import NDArray
 
-from schemas.config import FeatureConfig
-from schemas.slots import LOG_COUNT_BOUNDARIES, ConfigError, Side, Slot
-
-from .feature_ids import SLOT_SHIFT, VALUE_MASK, hash_strings, pack_ids
-
-#: Value of a scalar that is missing.
-MISSING = VALUE_MASK
+from model.feature_ids import MISSING_VALUE, SLOT_SHIFT, VALUE_MASK, hash_strings, pack_ids
+from model.raw_columns import MISSING_INT, Column, bag_column, float_column, int_column, string_column
+from schemas.config import ConfigError, FeatureConfig, Side, Slot
 
 
 class Featuriser:
-    """Batches of raw columns to id matrices, and id matrices to the packed bytes of the logs.
+    """Feature ids of raw columns by a feature configuration.
 
-    Args:
-        config: feature configuration.
+    | kind | value (48 bits) of an id |
+    |---|---|
+    | id, category | an integer in [0, 2^48) as it is; other integers hashed as decimal text; strings hashed |
+    | bucket, log_count | the number of boundaries at or below the number as float32 |
+    | bag | as id, for each of the first `max_length` elements that are not missing |
+    | text | hashes of the first `max_length` words: lower-cased, split on white space |
+
+    Missing (None, NaN, "") is value 2^48 - 1 of a scalar slot, and no id at all in a bag.
     """
 
     def __init__(self, config: FeatureConfig) -> None:
         self._config = config
-        self._layout = {side: _layout(config.slots_of(side)) for side in ("user", "item")}
+        self._layouts = {side: _Layout(config.slots_of(side)) for side in (None, "user", "item")}
 
-    def featurise(self, columns: Mapping[str, Any], side: Side | None = None) -> np.ndarray:
-        """Ids int64[N, W] of a side's slots (of all, user first, when ``side`` is None).
-
-        Args:
-            columns: raw values by source, N each: numbers, strings, or lists of them for bags.
+    def featurise(self, columns: Mapping[str, Column], side: Side | None) -> NDArray[np.int64]:
+        """Feature ids int64[N, W_side] of raw columns by source name; `side` None means both sides.
 
         Raises:
-            ConfigError: if a source is absent or holds another type than the configuration says.
+            ConfigError: a source is missing, of the wrong type, or of another length than the others.
         """
-        slots = self._config.slots_of(side)
-        parts = []
-        for slot in slots:
+        layout = self._layouts[side]
+        for slot in layout.slots:
             if slot.source not in columns:
-                raise ConfigError(f"slot {slot.name!r}: no column {slot.source!r} among the raw features; add it")
-            parts.append(_slot_ids(slot, columns[slot.source]))
-        return np.concatenate(parts, axis=1)
+                raise ConfigError(
+                    f"slot {slot.name!r}: source {slot.source!r} is not among the columns: "
+                    "add it, with None where a value is missing"
+                )
+        rows = len(columns[layout.slots[0].source])
+        ids = np.zeros((rows, layout.width), np.int64)
+        for slot, start in zip(layout.slots, layout.starts, strict=True):
+            values = columns[slot.source]
+            if len(values) != rows:
+                raise ConfigError(
+                    f"slot {slot.name!r}: source {slot.source!r} has {len(values)} rows where the first "
+                    f"has {rows}: give all columns the same length"
+                )
+            if slot.is_bag:
+                _fill_bag(ids[:, start : start + slot.max_length], values, slot)
+            else:
+                ids[:, start] = pack_ids(slot.slot, _scalar_values(values, slot))
+        return ids
 
-    def pack(self, ids: np.ndarray) -> list[bytes]:
-        """Rows of int64[N, W] as ragged bytes: the ids that are present, little-endian."""
+    def pack(self, ids: NDArray[np.int64]) -> list[bytes]:
+        """Each row's ids (int64[N, W]) without padding, int64 little-endian: what the features log holds."""
         present = ids != 0
-        flat = np.ascontiguousarray(ids[present], "<i8").tobytes()
-        ends = np.cumsum(8 * present.sum(axis=1)).tolist()
-        return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        packed = ids[present].astype("<i8").tobytes()
+        edges = np.concatenate([[0], np.cumsum(8 * np.count_nonzero(present, axis=1))]).tolist()
+        return [packed[start:end] for start, end in pairwise(edges)]
 
-    def unpack(self, packed: Sequence[bytes], side: Side) -> tuple[np.ndarray, np.ndarray]:
-        """The inverse of :meth:`pack` for one side.
+    def unpack(self, packed: Sequence[bytes], side: Side | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Packed ids to (ids int64[N, W_side], bad bool[N]); a slot without an id is padding.
 
-        Returns:
-            ids int64[N, W] and bool[N], true for rows that are no packed ids of this side: bytes left over, an unknown
-            slot, more ids of a slot than it has columns.
+        A row is bad, and all padding, if it is not a whole number of int64, names a slot that the side lacks,
+        or has more ids of a slot than its `max_length`.
         """
-        first, lengths = self._layout[side]
-        sizes = np.fromiter((len(row) for row in packed), np.int64, len(packed))
+        layout = self._layouts[side]
+        sizes = np.fromiter(map(len, packed), np.int64, len(packed))
         bad = sizes % 8 != 0
-        rows = [b"" if b else row for row, b in zip(packed, bad.tolist(), strict=True)] if bad.any() else packed
-        values = np.frombuffer(b"".join(rows), "<i8")
-        counts = np.where(bad, 0, sizes // 8)
-        ids = np.zeros((len(packed), int(lengths.sum())), np.int64)
-        _spread(values, counts, first, lengths, ids, bad)
+        if bad.any():
+            packed = [b"" if broken else row for row, broken in zip(packed, bad.tolist(), strict=True)]
+            sizes[bad] = 0
+        flat = np.frombuffer(b"".join(packed), "<i8")
+        ids = np.zeros((len(packed), layout.width), np.int64)
+        _scatter_rows(flat, sizes // 8, layout.first_column, layout.end_column, ids, bad)
         return ids, bad
 
 
-def _layout(slots: Sequence[Slot]) -> tuple[np.ndarray, np.ndarray]:
-    """First column and columns by slot number; 0 columns for numbers of no slot."""
-    first = np.zeros(max((slot.slot for slot in slots), default=0) + 1, np.int64)
-    lengths = np.zeros_like(first)
-    at = 0
-    for slot in slots:
-        first[slot.slot], lengths[slot.slot] = at, slot.max_length
-        at += slot.max_length
-    return first, lengths
+class _Layout:
+    """Where the slots of a side lie in its columns."""
+
+    def __init__(self, slots: tuple[Slot, ...]) -> None:
+        lengths = [slot.max_length for slot in slots]
+        self.slots = slots
+        self.width = sum(lengths)
+        self.starts = [sum(lengths[:i]) for i in range(len(slots))]
+        # By slot number; a slot the side lacks has no columns.
+        self.first_column = np.zeros(1 + max(slot.slot for slot in slots), np.int32)
+        self.end_column = self.first_column.copy()
+        for slot, start in zip(slots, self.starts, strict=True):
+            self.first_column[slot.slot] = start
+            self.end_column[slot.slot] = start + slot.max_length
 
 
-@njit(nogil=True, cache=True)
-def _spread(values, counts, first, lengths, ids, bad):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Put each row's ids into their slots' columns."""
-    at = 0
-    for i in range(counts.size):
-        for k in range(at, at + counts[i]):
-            slot = values[k] >> SLOT_SHIFT
-            if slot <= 0 or slot >= first.size or lengths[slot] == 0:
-                bad[i] = True
-                continue
-            c = first[slot]
-            end = c + lengths[slot]
-            while c < end and ids[i, c] != 0:
-                c += 1
-            if c == end:
-                bad[i] = True
-            else:
-                ids[i, c] = values[k]
-        at += counts[i]
-
-
-def _slot_ids(slot: Slot, column: Any) -> np.ndarray:
-    """int64[N, max_length]."""
-    if slot.kind == "text":
-        return _bag_ids(slot, _words(column))
-    if slot.kind == "bag":
-        return _bag_ids(slot, [[] if bag is None else list(bag) for bag in column])
+def _scalar_values(values: Column, slot: Slot) -> NDArray[np.int64]:
+    """int64[N]: the 48-bit value of each row."""
     if slot.kind in ("bucket", "log_count"):
-        values = _buckets(slot, column)
-    elif slot.type == "int":
-        values = _int_values(slot, column)
+        return _bucket_values(values, slot)
+    return _int_values(int_column(values, slot)) if slot.type == "int" else _string_values(values, slot)
+
+
+def _bucket_values(values: Column, slot: Slot) -> NDArray[np.int64]:
+    if slot.type == "int":
+        whole = int_column(values, slot)
+        numbers, missing = whole.astype(np.float32), whole == MISSING_INT
     else:
-        values = _string_values(slot, column)
-    return pack_ids(slot.slot, values)[:, None]
+        numbers = float_column(values, slot)
+        missing = np.isnan(numbers)
+    # TensorFlow flushes subnormal numbers on some threads; here and in the graph they are zero always.
+    numbers = np.where(np.abs(numbers) < np.finfo(np.float32).tiny, np.float32(0), numbers)
+    return np.where(missing, MISSING_VALUE, np.searchsorted(slot.buckets, numbers, side="right"))
 
 
-def boundaries_of(slot: Slot) -> np.ndarray:
-    """float32 boundaries of a number's buckets."""
-    return LOG_COUNT_BOUNDARIES if slot.kind == "log_count" else np.asarray(slot.boundaries, np.float32)
-
-
-def _buckets(slot: Slot, column: Any) -> np.ndarray:
-    try:
-        numbers = np.array([np.nan if x is None else x for x in column], np.float64).astype(np.float32)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"slot {slot.name!r}: {slot.source!r} holds something that is not a number: {error}") from error
-    values = np.searchsorted(boundaries_of(slot), numbers, side="right").astype(np.int64)
-    return np.where(np.isnan(numbers), MISSING, values)
-
-
-def _int_values(slot: Slot, column: Any) -> np.ndarray:
-    array = np.asarray(column)
-    missing = np.zeros(len(array), bool)
-    if array.dtype.kind not in "iu":
-        array = np.asarray(column, object)
-        missing = np.array([x is None or (isinstance(x, float) and np.isnan(x)) for x in array], bool)
-        wrong = [x for x in array[~missing] if isinstance(x, bool | str | bytes) or int(x) != x]
-        if wrong:
-            raise ConfigError(f"slot {slot.name!r}: {slot.source!r} is of type int but holds {wrong[0]!r}; convert it, or say string")
-        array = np.array([0 if m else int(x) for x, m in zip(array, missing, strict=True)], object)
-    outside = (array < 0) | (array > VALUE_MASK - 1)
-    values = np.where(outside, 0, array).astype(np.int64)
-    if outside.any():
-        values[outside.astype(bool)] = hash_strings([str(x) for x in array[outside.astype(bool)]])
-    return np.where(missing, MISSING, values)
-
-
-def _string_values(slot: Slot, column: Any) -> np.ndarray:
-    array = np.asarray(column, object)
-    missing = np.array([x is None or x != x or x == "" for x in array], bool)
-    wrong = [x for x in array[~missing] if not isinstance(x, str | bytes)]
-    if wrong:
-        raise ConfigError(f"slot {slot.name!r}: {slot.source!r} is of type string but holds {wrong[0]!r}; convert it, or say int")
-    values = np.full(len(array), MISSING, np.int64)
-    values[~missing] = hash_strings(array[~missing])
+def _int_values(whole: NDArray[np.int64]) -> NDArray[np.int64]:
+    beyond = (whole < 0) | (whole > VALUE_MASK)
+    if not beyond.any():
+        return whole
+    values = whole.copy()
+    unlike, where = np.unique(whole[beyond], return_inverse=True)
+    hashed = hash_strings(list(map(str, unlike.tolist())))
+    values[beyond] = np.where(unlike == MISSING_INT, MISSING_VALUE, hashed)[where]
     return values
 
 
-def _words(column: Any) -> list[list[bytes]]:
-    texts = tf.constant(["" if x is None or x != x else x for x in column], tf.string)
-    words = tf.strings.split(tf.strings.lower(texts, encoding="utf-8"))
-    return [row.tolist() for row in words.numpy()] if words.shape[0] else []
+def _string_values(values: Column, slot: Slot) -> NDArray[np.int64]:
+    strings = string_column(values, slot)
+    return np.where(_is_empty(strings), MISSING_VALUE, _hashed(_tensor(strings, slot)))
 
 
-def _bag_ids(slot: Slot, bags: list[list[Any]]) -> np.ndarray:
-    """The first ``max_length`` members of each bag."""
-    kept = [bag[: slot.max_length] for bag in bags]
-    flat = [member for bag in kept for member in bag]
-    values = _int_values(slot, flat) if slot.type == "int" else _string_values(slot, flat)
-    ids = np.zeros((len(kept), slot.max_length), np.int64)
-    counts = np.fromiter((len(bag) for bag in kept), np.int64, len(kept))
-    ids[np.arange(slot.max_length) < counts[:, None]] = pack_ids(slot.slot, values)
-    return ids
+def _is_empty(strings: NDArray[np.object_]) -> NDArray[np.bool_]:
+    return np.fromiter(map(len, strings), np.int64, len(strings)) == 0
+
+
+def _tensor(strings: NDArray[np.object_], slot: Slot) -> tf.Tensor:
+    try:
+        return tf.constant(strings, tf.string)
+    except ValueError as error:
+        raise ConfigError(
+            f"slot {slot.name!r}: source {slot.source!r} holds a string that UTF-8 cannot spell: "
+            "give strings without lone surrogates"
+        ) from error
+
+
+def _hashed(strings: tf.Tensor) -> NDArray[np.int64]:
+    return tf.strings.to_hash_bucket_fast(strings, 1 << SLOT_SHIFT).numpy()
+
+
+def _fill_bag(columns: NDArray[np.int64], values: Column, slot: Slot) -> None:
+    """Write ids into `columns`, int64[N, max_length], a view that is all padding."""
+    rows, elements = _words(values, slot) if slot.kind == "text" else _elements(values, slot)
+    counts = np.bincount(rows, minlength=len(columns))
+    place = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
+    fits = place < slot.max_length
+    columns[rows[fits], place[fits]] = pack_ids(slot.slot, elements[fits])
+
+
+def _elements(values: Column, slot: Slot) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(row int64[E], value int64[E]) of the elements of all bags that are not missing, in order."""
+    flat, lengths = bag_column(values, slot)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    if slot.type == "int":
+        whole = int_column(flat, slot)
+        present = whole != MISSING_INT
+        return rows[present], _int_values(whole[present])
+    strings = string_column(flat, slot)
+    present = ~_is_empty(strings)
+    return rows[present], _hashed(_tensor(strings[present], slot))
+
+
+def _words(values: Column, slot: Slot) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The same of the words of texts, by the operations that the graph uses."""
+    texts = tf.strings.lower(_tensor(string_column(values, slot), slot), encoding="utf-8")
+    words = tf.strings.split(texts)
+    return words.value_rowids().numpy(), _hashed(words.values)
+
+
+@njit(nogil=True, cache=True)
+def _scatter_rows(flat, counts, first_column, end_column, ids, bad):  # type: ignore[no-untyped-def]
+    at = 0
+    for row in range(counts.size):
+        for i in range(at, at + counts[row]):
+            slot = flat[i] >> SLOT_SHIFT
+            if slot <= 0 or slot >= first_column.size:
+                bad[row] = True
+                break
+            column, end = first_column[slot], end_column[slot]
+            while column < end and ids[row, column] != 0:
+                column += 1
+            if column == end:
+                bad[row] = True
+                break
+            ids[row, column] = flat[i]
+        if bad[row]:
+            ids[row] = 0
+        at += counts[row]

@@ -1,81 +1,135 @@
-"""The featuriser as stock TensorFlow operations: the same ids from ``tf.Example`` inside the exported graph."""
+"""The featuriser as a graph of stock TensorFlow operations, so that a client may send raw features.
 
-from __future__ import annotations
+Equal to `model/featuriser.py` on the same raw values; see there for what becomes of each kind.
+"""
 
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 import tensorflow as tf
 
-from schemas.config import FeatureConfig
-from schemas.slots import Slot
-
-from .feature_ids import SLOT_SHIFT, VALUE_MASK
-from .featuriser import MISSING, boundaries_of
+from model.feature_ids import MISSING_VALUE, SLOT_SHIFT, VALUE_MASK
+from model.raw_columns import MISSING_INT
+from schemas.config import FeatureConfig, Slot
 
 _DTYPES = {"int": tf.int64, "float": tf.float32, "string": tf.string}
+_MISSING = {"int": MISSING_INT, "float": float("nan"), "string": ""}
+# More digits might not fit an int64, which would fail the request; they are hashed as text in any case.
+_DECIMAL = "-?[0-9]{1,18}"
+_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+
+_Raw = Mapping[str, tf.Tensor | tf.RaggedTensor]
 
 
 def graph_featurise(config: FeatureConfig, examples: tf.Tensor) -> tf.Tensor:
-    """Ids int64[N, W] of serialised ``tf.Example`` string[N]; raw features by their source's name.
+    """Feature ids int64[N, W] of serialised `tf.Example`, string[N].
 
-    Int sources are int64 lists, float ones float lists, strings bytes lists; a feature that is absent is missing.
+    Features are named by source: int64, float or bytes as the source's type says, one value each but for
+    bags; an absent one is missing. One of another type, or several values of a scalar, fails with
+    InvalidArgumentError.
     """
-    features = {slot.source: tf.io.RaggedFeature(_DTYPES[slot.type]) for slot in config.slot_order}
-    parsed = tf.io.parse_example(examples, features)
-    rows = tf.size(examples)
-    return tf.concat([_slot_ids(slot, parsed[slot.source], rows) for slot in config.slot_order], axis=1)
+    spec = {
+        slot.source: tf.io.RaggedFeature(_DTYPES[slot.type])
+        if slot.kind == "bag"
+        else tf.io.FixedLenFeature([], _DTYPES[slot.type], _MISSING[slot.type])
+        for slot in config.slots
+    }
+    return _featurise(config.slot_order, tf.io.parse_example(examples, spec))
 
 
-def graph_featurise_user(config: FeatureConfig, given: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Ids int64[N, Wu] of users of whom only some sources are known, as string[N] each; all else is missing."""
-    rows = tf.size(next(iter(given.values()))) if given else tf.constant(1)
-    parts = []
+def graph_featurise_user(config: FeatureConfig, given: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Feature ids int64[N, Wu] of users of whom only some ids are known, as text: string[N] by source.
+
+    An id of type int is read from decimal text; other text, a guest's name, is hashed, so that it reads the
+    slot's default row as any unknown id does. What is not given is missing; N is 1 if nothing is.
+    """
+    rows = tf.shape(next(iter(given.values())))[0] if given else 1
+    raw: dict[str, tf.Tensor | tf.RaggedTensor] = {}
     for slot in config.user_slots:
-        if slot.source in given:
-            text = given[slot.source]
-            if slot.type == "int":
-                digits = tf.strings.regex_full_match(text, "[0-9]{1,18}")
-                number = tf.strings.to_number(tf.where(digits, text, tf.fill(tf.shape(text), "-1")), tf.int64)
-                # What is no number at all is hashed, as a number too large would be.
-                values = tf.where(digits, _int_values(number), tf.strings.to_hash_bucket_fast(text, 1 << SLOT_SHIFT))
-            else:
-                values = tf.strings.to_hash_bucket_fast(text, 1 << SLOT_SHIFT)
-            parts.append(_pack(slot, values)[:, None])
-        elif slot.kind in ("bag", "text"):
-            parts.append(tf.zeros([rows, slot.max_length], tf.int64))
+        text = given.get(slot.source)
+        if text is not None:
+            raw[slot.source] = _read_text(text, slot)
+        elif slot.kind == "bag":
+            nothing = tf.zeros([0], _DTYPES[slot.type])
+            raw[slot.source] = tf.RaggedTensor.from_row_lengths(nothing, tf.zeros([rows], tf.int64))
         else:
-            parts.append(tf.fill([rows, 1], tf.constant((slot.slot << SLOT_SHIFT) | MISSING, tf.int64)))
-    return tf.concat(parts, axis=1)
+            raw[slot.source] = tf.fill([rows], tf.constant(_MISSING[slot.type], _DTYPES[slot.type]))
+    return _featurise(config.user_slots, raw)
 
 
-def _slot_ids(slot: Slot, ragged: tf.RaggedTensor, rows: tf.Tensor) -> tf.Tensor:
+def _read_text(text: tf.Tensor, slot: Slot) -> tf.Tensor:
+    if slot.type == "string":
+        return text
+    decimal = tf.strings.regex_full_match(text, _DECIMAL)
+    number = tf.strings.to_number(tf.where(decimal, text, "0"), tf.int64)
+    missing = tf.constant(MISSING_INT, tf.int64)
+    return tf.where(decimal, number, tf.where(text == "", missing, _hashed(text)))
+
+
+def _featurise(slots: Sequence[Slot], raw: _Raw) -> tf.Tensor:
+    columns: dict[str, tf.Tensor] = {}
+    columns |= _together(slots, raw, "int", _int_values)
+    columns |= _together(slots, raw, "string", _string_values)
+    for slot in slots:
+        if slot.is_bag:
+            columns[slot.name] = _bag(raw[slot.source], slot)
+        elif slot.kind in ("bucket", "log_count"):
+            columns[slot.name] = _packed(_bucket_values(raw[slot.source], slot), [slot])
+    return tf.concat([columns[slot.name] for slot in slots], axis=1)
+
+
+def _together(
+    slots: Sequence[Slot], raw: _Raw, type_: str, values_of: Callable[[tf.Tensor], tf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """int64[N, 1] by slot of all ids and categories of one type, computed as one matrix."""
+    alike = [slot for slot in slots if slot.kind in ("id", "category") and slot.type == type_]
+    if not alike:
+        return {}
+    packed = _packed(values_of(tf.stack([raw[slot.source] for slot in alike], axis=1)), alike)
+    columns = tf.split(packed, len(alike), axis=1)
+    return {slot.name: column for slot, column in zip(alike, columns, strict=True)}
+
+
+def _packed(values: tf.Tensor, slots: Sequence[Slot]) -> tf.Tensor:
+    prefixes = np.array([slot.slot << SLOT_SHIFT for slot in slots], np.int64)
+    return tf.bitwise.bitwise_or(values, prefixes)
+
+
+def _hashed(strings: tf.Tensor) -> tf.Tensor:
+    return tf.strings.to_hash_bucket_fast(strings, 1 << SLOT_SHIFT)
+
+
+def _int_values(whole: tf.Tensor) -> tf.Tensor:
+    # Text costs more than all the rest, so only the few that need it are spelt out.
+    where = tf.where((whole < 0) | (whole > VALUE_MASK))
+    beyond = tf.gather_nd(whole, where)
+    missing = tf.constant(MISSING_VALUE, tf.int64)
+    values = tf.where(beyond == MISSING_INT, missing, _hashed(tf.strings.as_string(beyond)))
+    return tf.tensor_scatter_nd_update(whole, where, values)
+
+
+def _string_values(strings: tf.Tensor) -> tf.Tensor:
+    return tf.where(strings == "", tf.constant(MISSING_VALUE, tf.int64), _hashed(strings))
+
+
+def _bucket_values(numbers: tf.Tensor, slot: Slot) -> tf.Tensor:
+    """int64[N, 1]."""
+    missing = numbers == MISSING_INT if slot.type == "int" else tf.math.is_nan(numbers)
+    numbers = tf.cast(numbers, tf.float32)
+    # TensorFlow flushes subnormal numbers on some threads; here and in NumPy they are zero always.
+    numbers = tf.where(tf.abs(numbers) < _SMALLEST_NORMAL, tf.zeros_like(numbers), numbers)
+    bucket = tf.raw_ops.Bucketize(input=numbers, boundaries=slot.buckets.tolist())
+    values = tf.where(missing, tf.constant(MISSING_VALUE, tf.int64), tf.cast(bucket, tf.int64))
+    return tf.expand_dims(values, 1)
+
+
+def _bag(elements: tf.Tensor | tf.RaggedTensor, slot: Slot) -> tf.Tensor:
+    """int64[N, max_length]."""
     if slot.kind == "text":
-        text = tf.strings.reduce_join(ragged, axis=-1, separator=" ")
-        ragged = tf.strings.split(tf.strings.lower(text, encoding="utf-8"))
-    if slot.kind in ("bag", "text"):
-        flat = ragged.flat_values
-        values = _int_values(flat) if slot.type == "int" else tf.strings.to_hash_bucket_fast(flat, 1 << SLOT_SHIFT)
-        if slot.type == "string":
-            values = tf.where(flat == "", tf.constant(MISSING, tf.int64), values)
-        ids = ragged.with_flat_values(_pack(slot, values)).to_tensor(0, shape=[None, slot.max_length])
-        return tf.ensure_shape(ids, [None, slot.max_length])
-    present = ragged.row_lengths() > 0
-    blank = tf.constant("" if slot.type == "string" else 0, _DTYPES[slot.type])
-    value = ragged.to_tensor(blank, shape=[None, 1])[:, 0]
-    if slot.kind in ("bucket", "log_count"):
-        number = tf.cast(value, tf.float32)
-        values = tf.cast(tf.raw_ops.Bucketize(input=number, boundaries=boundaries_of(slot).tolist()), tf.int64)
-        present &= ~tf.math.is_nan(number)
-    elif slot.type == "int":
-        values = _int_values(value)
+        elements = tf.strings.split(tf.strings.lower(elements, encoding="utf-8"))
     else:
-        values = tf.strings.to_hash_bucket_fast(value, 1 << SLOT_SHIFT)
-        present &= value != ""
-    return _pack(slot, tf.where(present, values, tf.constant(MISSING, tf.int64)))[:, None]
-
-
-def _int_values(numbers: tf.Tensor) -> tf.Tensor:
-    outside = (numbers < 0) | (numbers > VALUE_MASK - 1)
-    return tf.where(outside, tf.strings.to_hash_bucket_fast(tf.strings.as_string(numbers), 1 << SLOT_SHIFT), numbers)
-
-
-def _pack(slot: Slot, values: tf.Tensor) -> tf.Tensor:
-    return tf.bitwise.bitwise_or(tf.constant(slot.slot << SLOT_SHIFT, tf.int64), values)
+        present = tf.ragged.map_flat_values(tf.not_equal, elements, _MISSING[slot.type])
+        elements = tf.ragged.boolean_mask(elements, present)
+    kept = elements[:, : slot.max_length]
+    values = _int_values(kept.values) if slot.type == "int" else _hashed(kept.values)
+    return kept.with_values(_packed(values, [slot])).to_tensor(default_value=0, shape=[None, slot.max_length])

@@ -56,7 +56,8 @@ class LaggedCopy:
         """As arrays."""
         rows = self._table.export(self._table.touched_since(-1))
         dense = {f"dense/{name}": array for name, array in self._network.dense.items()}
-        return {"keys": rows.keys, "values": rows.values, "version": np.array([self.version], np.int64)} | dense
+        version = np.array([self.version], np.int64)
+        return {"keys": rows.keys, "values": rows.values, "version": version, **dense}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         """The inverse of :meth:`state`, on a new copy."""

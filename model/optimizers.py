@@ -27,7 +27,7 @@ def settings_of(optimizers: Sequence[OptimizerConfig]) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def update_rows(values, state, steps, rows, slots, grads, settings):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def update_rows(values, state, steps, rows, slots, grads, settings):  # type: ignore[no-untyped-def]
     """Update ``values[rows]`` by ``grads``; rows are distinct, row 0 is left alone.
 
     Returns the number of rows whose gradient was not finite: they keep their values.

@@ -9,7 +9,7 @@ from .feature_ids import mix63_jit
 
 
 @njit(nogil=True, cache=True)
-def dedup_ids(ids, inverse, unique, table_id, table_at):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def dedup_ids(ids, inverse, unique, table_id, table_at):  # type: ignore[no-untyped-def]
     """Distinct ids in order of appearance, 0 first; ``inverse`` int32[N * W] leads back. Returns how many there are.
 
     ``table_id`` and ``table_at`` are an open-addressing table, a power of two larger than the ids, all -1.
@@ -35,7 +35,7 @@ def dedup_ids(ids, inverse, unique, table_id, table_at):  # type: ignore[no-unty
 
 
 @njit(nogil=True, cache=True)
-def pool_rows(values, rows, inverse, column_slot, mean, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def pool_rows(values, rows, inverse, column_slot, mean, out):  # type: ignore[no-untyped-def]
     """``out`` float32[N, S, 1 + dim]: sum, or mean over the ids present, of the rows of each slot's columns."""
     n, width = inverse.shape
     d1 = values.shape[1]
@@ -61,7 +61,7 @@ def pool_rows(values, rows, inverse, column_slot, mean, out):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def scatter_gradients(grad, inverse, column_slot, mean, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def scatter_gradients(grad, inverse, column_slot, mean, out):  # type: ignore[no-untyped-def]
     """Transpose of :func:`pool_rows`: gradients float32[N, S, 1 + dim] summed by distinct id into ``out`` (zeros)."""
     n, width = inverse.shape
     d1 = grad.shape[2]
@@ -84,7 +84,7 @@ def scatter_gradients(grad, inverse, column_slot, mean, out):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def initial_rows(values, state, rows, ids, slots, scales, accumulators, seed):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def initial_rows(values, state, rows, ids, slots, scales, accumulators, seed):  # type: ignore[no-untyped-def]
     """New rows: first-order weight 0, embedding normal(0, scale) drawn from (seed, id), so that a replay gives the same."""
     width = values.shape[1]
     for i in range(rows.size):

@@ -66,7 +66,7 @@ class ServingModel(tf.Module):
         self.users = tf.Variable(np.concatenate([np.zeros((1, config.user_width), np.int64), users.ids]), trainable=False)
         self.user_index = _table(2 * len(users.names) + 1024)
         self.user_index.insert(hash_strings(users.names, bits=62), np.arange(1, 1 + len(users.names)))
-        self.item_names = tf.Variable(items.names.astype(bytes) if len(items.names) else np.zeros(0, "S1"), trainable=False)
+        self.item_names = tf.Variable(tf.constant(items.names, tf.string), trainable=False)
         self.items = tf.Variable(items.ids, trainable=False)
         slots = [slot.slot for slot in config.slot_order]
         default_row = np.zeros(max(slots) + 2, np.int64)
@@ -134,7 +134,9 @@ class ServingModel(tf.Module):
         # A user's ids stand in every row: each distinct id is looked up once.
         unique, inverse = tf.unique(tf.reshape(ids, [-1]))
         found = self.index.lookup(mix63_tf(unique))
-        slot = tf.clip_by_value(tf.bitwise.right_shift(unique, tf.constant(SLOT_SHIFT, tf.int64)), 0, self._default_row.size - 1)
+        slot = tf.clip_by_value(
+            tf.bitwise.right_shift(unique, tf.constant(SLOT_SHIFT, tf.int64)), 0, self._default_row.size - 1
+        )
         rows = tf.where(found == ABSENT, tf.gather(tf.constant(self._default_row), slot), found)
         rows = tf.where(unique == 0, tf.zeros_like(rows), rows)
         columns = tf.reshape(tf.gather(tf.gather(self.arena, rows), inverse), [-1, self._config.width, 1 + self._layout.dim])

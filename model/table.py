@@ -129,7 +129,14 @@ class EmbeddingTable:
             self._counts.array[new] = counts - occurrences[fresh]
             self._seen_ms.array[new] = time_ms
             initial_rows(
-                self._values.array, self._state.array, new, unique[fresh], slots[fresh], self._scales, self._accumulators, self._seed
+                self._values.array,
+                self._state.array,
+                new,
+                unique[fresh],
+                slots[fresh],
+                self._scales,
+                self._accumulators,
+                self._seed,
             )
             self._index.insert(unique[fresh], new.astype(np.int32))
             rows[fresh] = new
@@ -176,9 +183,7 @@ class EmbeddingTable:
         keys = self._keys.array[rows]
         slots = np.concatenate([defaults - 1, self._slots_of(keys[defaults.size :])]).astype(np.int64)
         self._touched.add(self.version, rows.astype(np.int64))
-        return int(
-            update_rows(self._values.array, self._state.array, self._steps.array, rows, slots, grads, self._settings)
-        )
+        return int(update_rows(self._values.array, self._state.array, self._steps.array, rows, slots, grads, self._settings))
 
     def expire(self, time_ms: int, budget: int) -> int:
         """Let a hand go over ``budget`` rows and remove those unseen for longer than their slot's time to live.
@@ -201,11 +206,9 @@ class EmbeddingTable:
 
     def touched_since(self, version: int) -> np.ndarray:
         """Live and default rows touched after ``version``: int64[R]; costs what was touched."""
-        if version < self._touched.trimmed:
-            # A reader from the beginning: all there is.
-            rows = np.arange(1, self._end)
-        else:
-            rows = self._touched.since(version)
+        # For a reader from before what is remembered: all there is.
+        whole = version < self._touched.trimmed
+        rows = np.arange(1, self._end) if whole else self._touched.since(version)
         return rows[self._keys.array[rows] != 0]
 
     def removed_since(self, version: int) -> np.ndarray:

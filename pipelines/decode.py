@@ -18,6 +18,7 @@ from model.featuriser import Featuriser
 from schemas.avro import encode_body
 from schemas.config import FeatureConfig
 from schemas.log_files import Chunk
+from schemas.slots import Side
 
 from .batches import EVENTS, Kind
 
@@ -49,7 +50,7 @@ class FeaturesDecoder:
         #: Columns of slots that always have an id in a record of this very configuration.
         self._required = {side: self._scalar_columns(side) for side in ("user", "item")}
 
-    def _scalar_columns(self, side: str) -> np.ndarray:
+    def _scalar_columns(self, side: Side) -> np.ndarray:
         slots = self._config.user_slots if side == "user" else self._config.item_slots
         columns, at = [], 0
         for slot in slots:
@@ -74,7 +75,9 @@ class FeaturesDecoder:
         _blame(reasons, ~known, "written with another feature configuration")
         _blame(reasons, user_bad, "user_ids are not packed feature ids of this configuration")
         _blame(reasons, missing_user & current, "a user feature is missing")
-        _blame(reasons, _any_of(item_bad, owner, len(records)), "an item's ids are not packed feature ids of this configuration")
+        _blame(
+            reasons, _any_of(item_bad, owner, len(records)), "an item's ids are not packed feature ids of this configuration"
+        )
         _blame(reasons, _any_of(missing_item & current[owner], owner, len(records)), "an item's feature is missing")
         _blame(reasons, np.array([not (r["request_id"] and r["user_id"]) for r in records]), "no request id or user id")
         _blame(reasons, counts == 0, "a request without items")
@@ -94,7 +97,7 @@ class FeaturesDecoder:
         )  # fmt: skip
         return _with_faults(events, records, reasons, offsets, partition, self.topic)
 
-    def _unpack(self, packed: list[bytes], side: str) -> tuple[np.ndarray, np.ndarray]:
+    def _unpack(self, packed: list[bytes], side: Side) -> tuple[np.ndarray, np.ndarray]:
         return self._featuriser.unpack(packed, side)
 
 
@@ -114,7 +117,11 @@ class ActionsDecoder:
             np.array([not (r["request_id"] and r["item_id"] and r["user_id"]) for r in records]),
             "no request id, user id or item id",
         )
-        _blame(reasons, np.array([r["value"] is not None and not math.isfinite(r["value"]) for r in records]), "value is not finite")
+        _blame(
+            reasons,
+            np.array([r["value"] is not None and not math.isfinite(r["value"]) for r in records]),
+            "value is not finite",
+        )
         times = np.array([r["time_ms"] for r in records], np.int64)
         _blame(reasons, times < 0, "negative time")
         good = [i for i, reason in enumerate(reasons) if reason is None]

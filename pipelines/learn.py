@@ -137,8 +137,7 @@ class JoinAndLearn:
         for end in range(step, len(decisions) + 1, step):
             last = end - 1
             moments.append((int(decisions.event[last]), 1, int(decisions.rows[last]), end))
-        for at in self.arms.due(order_ms):
-            moments.append((at, 0, int(joined.rows_before[at]), 0))
+        moments += [(at, 0, int(joined.rows_before[at]), 0) for at in self.arms.due(order_ms)]
         for event, learns, rows, end in sorted(moments):
             self._score(rows)
             if learns:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -161,7 +162,7 @@ class MergedLogs:
         sync_interval_s: float = 10.0,
     ) -> None:
         decoders: list[Decoder] = [FeaturesDecoder(config), ActionsDecoder(actions)]
-        self.streams = []
+        self.streams: list[Stream] = []
         for decoder in decoders:
             for partition in list_partitions(root, decoder.topic):
                 name = f"{decoder.topic}/p{partition:03d}"
@@ -257,7 +258,9 @@ class MergedLogs:
         partition = events.column("partition").to_numpy()
         offset = events.column("offset").to_numpy()
         order = events.column("order_ms").to_numpy()
-        starts = np.flatnonzero(np.r_[True, (np.diff(partition) != 0) | (np.diff(offset) != 0)]) if len(offset) else np.zeros(1, int)
+        starts = (
+            np.flatnonzero(np.r_[True, (np.diff(partition) != 0) | (np.diff(offset) != 0)]) if len(offset) else np.zeros(1, int)
+        )
         edges = [0]
         while len(offset) - edges[-1] > self._batch_rows:
             fits = starts[(starts > edges[-1]) & (starts <= edges[-1] + self._batch_rows)]
@@ -269,7 +272,7 @@ class MergedLogs:
             edges.append(len(offset))
         batches = []
         at = {name: span.first for name, span in spans.items()}
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             last = end == len(offset)
             own = {}
             for number, name in enumerate(self._names):

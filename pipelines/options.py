@@ -31,19 +31,42 @@ class TrainOptions(PipelineOptions):
         parser.add_argument("--metrics_json", help="file that holds the newest figures")
         parser.add_argument("--config", help="feature configuration (default: LOGS/feature_config.toml)")
         parser.add_argument("--follow", action="store_true", help="go on reading as the logs grow, until SIGTERM")
-        parser.add_argument("--step", type=int, default=128, help="examples a step of the model: small while the stream is thin (default 128)")
-        parser.add_argument("--emit", choices=("early", "complete"), default="early", help="learn each head when it is decided, or all at the end of the longest window")
+        parser.add_argument(
+            "--step", type=int, default=128, help="examples a step of the model: small while the stream is thin (default 128)"
+        )
+        parser.add_argument(
+            "--emit",
+            choices=("early", "complete"),
+            default="early",
+            help="learn each head when it is decided, or all at the end of the longest window",
+        )
         parser.add_argument("--arms", default="", help="lagged copies to score beside the model: frozen,daily,hourly")
-        parser.add_argument("--warm_start_s", type=float, default=0.0, help="event time at the start that is learned but not evaluated; arms start at its end")
+        parser.add_argument(
+            "--warm_start_s",
+            type=float,
+            default=0.0,
+            help="event time at the start that is learned but not evaluated; arms start at its end",
+        )
         parser.add_argument("--window", type=int, default=10_000, help="examples a metrics window")
         parser.add_argument("--predictions_dir", help="write every prediction, once its label is known, as Parquet")
         parser.add_argument("--dead_letters_dir", help="folder for what could not be used (default: STATE_DIR/dead_letters)")
         parser.add_argument("--parameter_log", help="folder for parameter deltas")
-        parser.add_argument("--max_skew", type=float, default=3600.0, help="seconds an event may be ahead of its neighbours (default 3600)")
-        parser.add_argument("--idle", type=float, default=2.0, help="with --follow: seconds after which a silent partition no longer holds back the others")
+        parser.add_argument(
+            "--max_skew", type=float, default=3600.0, help="seconds an event may be ahead of its neighbours (default 3600)"
+        )
+        parser.add_argument(
+            "--idle",
+            type=float,
+            default=2.0,
+            help="with --follow: seconds after which a silent partition no longer holds back the others",
+        )
         parser.add_argument("--sync_interval", type=float, default=10.0, help="seconds between parameter deltas")
-        parser.add_argument("--snapshot_interval", type=float, default=30.0, help="seconds between snapshots, and so between model versions")
-        parser.add_argument("--inputs_bytes", type=int, default=64 << 20, help="bound of the batches kept in Beam state a shard")
+        parser.add_argument(
+            "--snapshot_interval", type=float, default=30.0, help="seconds between snapshots, and so between model versions"
+        )
+        parser.add_argument(
+            "--inputs_bytes", type=int, default=64 << 20, help="bound of the batches kept in Beam state a shard"
+        )
         parser.add_argument("--state_retention", type=float, default=24.0, help="hours that replaced snapshot files are kept")
         parser.add_argument("--keep_versions", type=int, default=3, help="SavedModel versions kept in --model_dir")
         parser.add_argument("--batch_rows", type=int, default=4096, help="rows a batch between steps")
@@ -86,8 +109,17 @@ class TrainConfig:
         logs = Path(train.logs)
         for topic in ("features", "actions"):
             if not (logs / topic).is_dir():
-                raise UserError(f"--logs {logs}: no folder {topic}/ in it; write logs with python -m pipelines.replay --out {logs}")
-        for name, least in (("step", 1), ("window", 1), ("batch_rows", 1), ("keep_versions", 1), ("snapshot_interval", 0), ("max_skew", 0)):
+                raise UserError(
+                    f"--logs {logs}: no folder {topic}/ in it; write logs with python -m pipelines.replay --out {logs}"
+                )
+        for name, least in (
+            ("step", 1),
+            ("window", 1),
+            ("batch_rows", 1),
+            ("keep_versions", 1),
+            ("snapshot_interval", 0),
+            ("max_skew", 0),
+        ):
             if getattr(train, name) < least:
                 raise UserError(f"--{name} {getattr(train, name)}: must be at least {least}")
         arms: tuple[Arm, ...] = arms_named([name for name in train.arms.split(",") if name])

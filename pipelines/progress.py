@@ -111,8 +111,12 @@ class Progress:
             "examples_per_s": round(self.examples_per_s, 1),
             "healthy": self.healthy,
             "bad_steps": self._bad_steps,
-            "heads": {head: {name: _plain(v) for name, v in self._total[self.arms[0], head].figures().items()} for head in self._heads},
-            "arms": {arm: {name: _plain(v) for name, v in self._total[arm, self._heads[0]].figures().items()} for arm in self.arms},
+            "heads": {
+                head: {name: _plain(v) for name, v in self._total[self.arms[0], head].figures().items()} for head in self._heads
+            },
+            "arms": {
+                arm: {name: _plain(v) for name, v in self._total[arm, self._heads[0]].figures().items()} for arm in self.arms
+            },
             "auc_scored_at_emission": _plain(self._emission[self._heads[0]].auc),
             "reliability": self._total[self.arms[0], self._heads[0]].reliability(),
             "windows": self._windows,

@@ -115,13 +115,10 @@ def main(argv: list[str] | None = None) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
         config.dump(arguments.out / "feature_config.toml")
     except OSError as error:
-        raise UserError(
-            f"{arguments.out} cannot be written ({error.strerror}): give --out another folder"
-        ) from error
+        raise UserError(f"{arguments.out} cannot be written ({error.strerror}): give --out another folder") from error
     started = time.monotonic()
-    with _signals_noted() as stopped, ExitStack() as stack:
-        writer = RequestLogWriter(arguments.out, config, arguments.partitions, arguments.log_raw)
-        stack.callback(writer.close)
+    with signals_noted() as stopped, ExitStack() as stack:
+        writer = stack.enter_context(RequestLogWriter(arguments.out, config, arguments.partitions, arguments.log_raw))
         truth = TruthWriter(arguments.out / "truth") if arguments.dataset == SIMULATOR else None
         if truth is not None:
             stack.callback(truth.close)
@@ -143,9 +140,7 @@ def _open(arguments: argparse.Namespace) -> Stream:
     if sizes:
         raise UserError(f"--{min(sizes)} is an option of the simulator: leave it out, use --rows")
     if arguments.path is None:
-        raise UserError(
-            f"--path is missing: give the folder that the data set {arguments.dataset} unpacks to"
-        )
+        raise UserError(f"--path is missing: give the folder that the data set {arguments.dataset} unpacks to")
     return _READERS[arguments.dataset](arguments.path, arguments.rows)
 
 
@@ -161,7 +156,7 @@ def _built_in_config(dataset: str) -> Path:
 
 
 @contextmanager
-def _signals_noted() -> Iterator[Callable[[], bool]]:
+def signals_noted() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM are noted, and asked about between two batches, so that no record is cut in two."""
     received: list[int] = []
 
@@ -181,7 +176,7 @@ def _progress(dataset: str, impressions: int) -> Iterator[Report]:
     """A progress bar on a terminal, otherwise a line of the log every few seconds."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        due = time.monotonic() + _LOG_EVERY_S
+        due = time.monotonic()
 
         def log_line(tally: Tally) -> None:
             nonlocal due
@@ -203,9 +198,7 @@ def _progress(dataset: str, impressions: int) -> Iterator[Report]:
         yield lambda tally: progress.update(task, completed=tally.impressions)
 
 
-def _print_summary(
-    arguments: argparse.Namespace, tally: Tally, truth: TruthWriter | None, seconds: float
-) -> None:
+def _print_summary(arguments: argparse.Namespace, tally: Tally, truth: TruthWriter | None, seconds: float) -> None:
     actions = ", ".join(f"{count:,} {action}" for action, count in tally.actions.most_common())
     print(
         f"{arguments.dataset}: {tally.requests:,} requests with {tally.impressions:,} impressions; "
@@ -243,17 +236,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     option = parser.add_argument
     option("--dataset", required=True, choices=[*_READERS, SIMULATOR], help="what to replay")
-    option(
-        "--path", type=Path, metavar="FOLDER", help="where the data set was unpacked (not for the simulator)"
-    )
-    option(
-        "--out", type=Path, required=True, metavar="LOGS", help="folder for the logs; must be new or empty"
-    )
+    option("--path", type=Path, metavar="FOLDER", help="where the data set was unpacked (not for the simulator)")
+    option("--out", type=Path, required=True, metavar="LOGS", help="folder for the logs; must be new or empty")
     option("--partitions", type=_at_least(1, 999), default=1, help="partitions of each log (default: 1)")
     option("--rows", type=_at_least(1), help="stop after this many impressions, in time order")
-    option(
-        "--config", type=Path, metavar="FILE", help="feature configuration (default: schemas/DATASET.toml)"
-    )
+    option("--config", type=Path, metavar="FILE", help="feature configuration (default: schemas/DATASET.toml)")
     option("--log_raw", action="store_true", help="also log the raw features by name, for audits")
     group = parser.add_argument_group("simulator")
     default = SimulatorOptions()

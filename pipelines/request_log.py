@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from model.featuriser import Featuriser
-from schemas.log_files import LogWriter, partitions_of
 
+from model.featuriser import Featuriser
 from pipelines.datasets.requests import ActionBatch, Columns, RequestBatch
 from schemas.config import FeatureConfig
+from schemas.log_files import LogWriter, partitions_of
 
 FEATURES, ACTIONS = "features", "actions"
 
@@ -26,9 +26,7 @@ class RequestLogWriter:
     name: JSON of the value for the user's, JSON of the list of values (one an item) for the items'.
     """
 
-    def __init__(
-        self, root: str | Path, config: FeatureConfig, partitions: int = 1, log_raw: bool = False
-    ) -> None:
+    def __init__(self, root: str | Path, config: FeatureConfig, partitions: int = 1, log_raw: bool = False) -> None:
         self._config = config
         self._featuriser = Featuriser(config)
         self._log_raw = log_raw
@@ -54,24 +52,22 @@ class RequestLogWriter:
             log.roll()
 
     def close(self) -> None:
+        """As `roll`; leaving a `with` block by an exception drops what was not rolled instead."""
         for log in (*self._features, *self._actions):
             log.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for log in (*self._features, *self._actions):
+            log.__exit__(kind, error, trace)
 
     def _feature_records(self, requests: RequestBatch) -> list[dict[str, Any]]:
         pack, featurise = self._featuriser.pack, self._featuriser.featurise
         user_ids = pack(featurise(requests.user_columns, "user"))
         item_ids = pack(featurise(requests.item_columns, "item"))
-        items = [
-            {"item_id": item_id, "ids": ids} for item_id, ids in zip(requests.item_id, item_ids, strict=True)
-        ]
+        items = [{"item_id": item_id, "ids": ids} for item_id, ids in zip(requests.item_id, item_ids, strict=True)]
         edges = requests.item_offsets.tolist()
         fingerprint = self._config.fingerprint
         records = [
@@ -120,15 +116,12 @@ def _action_records(actions: ActionBatch) -> list[dict[str, Any]]:
 
 
 def _scatter(logs: list[LogWriter], user_id: np.ndarray, records: list[dict[str, Any]]) -> None:
-    if not records:
-        return
     if len(logs) == 1:
         logs[0].append(records)
         return
-    partition = partitions_of(user_id, len(logs))
+    partition = partitions_of(user_id.tolist(), len(logs))
     for number, log in enumerate(logs):
-        if mine := [records[row] for row in np.flatnonzero(partition == number)]:
-            log.append(mine)
+        log.append([records[row] for row in np.flatnonzero(partition == number).tolist()])
 
 
 def _raw(requests: RequestBatch) -> list[dict[str, str]]:

@@ -27,6 +27,7 @@ from .state_files import Manifest, StateError, StateFiles
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Version(NamedTuple):
@@ -49,14 +50,14 @@ class Durable(Protocol):
         """Replace the recorded batches by a manifest that holds them."""
 
 
-class Step(Protocol[T]):
+class Step(Protocol[T_co]):
     """A working state that batches are applied to; all it knows must come from them."""
 
     fingerprint: int
 
     @property
     def newest_event_ms(self) -> int: ...
-    def apply(self, batch: EventBatch) -> T: ...
+    def apply(self, batch: EventBatch) -> T_co: ...
     def increment(self) -> Increment:
         """What changed since the last :meth:`committed`; everything, if there was none."""
 
@@ -104,10 +105,10 @@ class ShardCounts:
 
 
 class _Merging(NamedTuple):
-    """The first ``count`` segments of a manifest, becoming one base."""
+    """The first ``segments`` segments of a manifest, becoming one base."""
 
     stem: str
-    count: int
+    segments: int
     base: Future[tuple[FileEntry, ...]]
 
 
@@ -195,6 +196,8 @@ class Shard(Generic[T]):
     def _reset(self, found: tuple[Manifest, Increment] | None) -> None:
         self.step = self.make_step()
         self.positions, self._manifest, self._inputs_bytes = {}, None, 0
+        # A base in the making is of segments that may not be this state's.
+        self._merging = None
         if found is not None:
             self._manifest, state = found
             if self._manifest.fingerprint != self.step.fingerprint:
@@ -216,7 +219,7 @@ class Shard(Generic[T]):
             at = positions.get(name, START).offset
             if span.first > at:
                 raise LogGapError(
-                    f"shard {self.files.shard}: {name} goes from {at} to {span.first}; the records between are missing from the log"
+                    f"shard {self.files.shard}: {name} goes from {at} to {span.first}; records are missing from the log"
                 )
             if span.first < at:
                 keep &= ~((batch.column("partition") == number) & (batch.column("offset") < at))
@@ -236,7 +239,9 @@ class Shard(Generic[T]):
         except OSError as error:
             self.counts.snapshot_failures += 1
             if full or final is not Final.NO:
-                raise StateError(f"{self.files.directory}: {error.strerror}; free space and start again: nothing is lost") from error
+                raise StateError(
+                    f"{self.files.directory}: {error.strerror}; free space and start again: nothing is lost"
+                ) from error
             log.error("snapshot failed", extra={"shard": self.files.shard, "reason": str(error)})
             self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
             return None
@@ -249,7 +254,7 @@ class Shard(Generic[T]):
         assert self.step is not None
         stem = f"{version.applied:012d}-{version.token}"
         entries = tuple(write_increment(self.files.directory, stem, self.step.increment()))
-        segments = self._merged_segments() + (entries,)
+        segments = (*self._merged_segments(), entries)
         manifest = Manifest(
             shard=self.files.shard,
             version=version.applied,
@@ -274,7 +279,7 @@ class Shard(Generic[T]):
         segments = self._manifest.segments
         if self._merging is not None and self._merging.base.done():
             merging, self._merging = self._merging, None
-            return (merging.base.result(), *segments[merging.count :])
+            return (merging.base.result(), *segments[merging.segments :])
         return segments
 
     def _merge_in_background(self, stem: str) -> None:

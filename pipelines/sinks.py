@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import apache_beam as beam
 import pyarrow as pa
@@ -65,17 +66,16 @@ class WriteDeadLetters(beam.DoFn):
                 file.write(json.dumps(line).encode() + b"\n")
 
 
-def _lines_written(file: object) -> int:
+def _lines_written(file: IO[bytes]) -> int:
     """Number after the last whole line; a line cut short by a crash is removed."""
-    assert hasattr(file, "seek")
-    end = file.seek(0, os.SEEK_END)  # type: ignore[attr-defined]
+    end = file.seek(0, os.SEEK_END)
     back = min(end, 256 << 10)
-    file.seek(end - back)  # type: ignore[attr-defined]
-    tail = file.read()  # type: ignore[attr-defined]
+    file.seek(end - back)
+    tail = file.read()
     whole = tail.rfind(b"\n") + 1
     if whole != len(tail):
-        file.truncate(end - back + whole)  # type: ignore[attr-defined]
-        file.seek(0, os.SEEK_END)  # type: ignore[attr-defined]
+        file.truncate(end - back + whole)
+        file.seek(0, os.SEEK_END)
     lines = tail[:whole].splitlines()
     return json.loads(lines[-1])["number"] + 1 if lines else 0
 

@@ -14,6 +14,7 @@ import os
 import re
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -154,7 +155,7 @@ class StateFiles:
         kept = {keep.name} | {entry.name for segment in keep.segments for entry in segment}
         by_age = sorted(p for p in self.directory.iterdir() if _MANIFEST.fullmatch(p.name))
         # A manifest is replaced when the one after it was created.
-        for path, successor in zip(by_age, by_age[1:], strict=False):
+        for path, successor in pairwise(by_age):
             if path.name == keep.name or now_ms - successor.stat().st_mtime * 1000 <= retention_s * 1000:
                 manifest = self.read(path.name)
                 kept |= {path.name} | {entry.name for segment in manifest.segments for entry in segment}

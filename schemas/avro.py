@@ -48,7 +48,7 @@ def decode_single(topic: str, data: bytes) -> dict[str, Any]:
     if data[:10] != _MARK + _fingerprint(topic):
         raise AvroError(f"a message of {topic} is not of its present schema; decode it with the schema it was written with")
     try:
-        return dict(fastavro.schemaless_reader(io.BytesIO(data[10:]), schema(topic), None))  # type: ignore[arg-type]
+        return dict(fastavro.schemaless_reader(io.BytesIO(data[10:]), schema(topic), None))
     except (EOFError, ValueError, IndexError, UnicodeDecodeError) as error:
         raise AvroError(f"a message of {topic} cannot be decoded: {error}") from error
 

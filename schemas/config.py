@@ -202,9 +202,7 @@ def load_config(path: str | Path) -> FeatureConfig:
 
 
 def _from_table(table: Mapping[str, Any]) -> FeatureConfig:
-    _check_keys(
-        "top level", table, {"name", "model", "heads", "slots", "defaults"}, {"name", "heads", "slots"}
-    )
+    _check_keys("top level", table, {"name", "model", "heads", "slots", "defaults"}, {"name", "heads", "slots"})
     defaults = _table("defaults", table.get("defaults", {}))
     slots = tuple(_slot(row, defaults) for row in _tables("slots", table["slots"]))
     heads = tuple(_build(Head, f"head {row.get('name')!r}", row) for row in _tables("heads", table["heads"]))
@@ -216,17 +214,17 @@ def _slot(row: Mapping[str, Any], defaults: Mapping[str, Any]) -> Slot:
     where = f"slot {row.get('name', row.get('slot'))!r}"
     fields = {"source": row.get("name"), **defaults, **row}
     if "optimizer" in fields:
-        fields["optimizer"] = _build(OptimizerConfig, where, _table("optimizer", fields["optimizer"]))
+        try:
+            table = _table("optimizer", fields["optimizer"])
+            fields["optimizer"] = _build(OptimizerConfig, "optimizer", table)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
     return _build(Slot, where, fields)
 
 
 def _build(cls: type[_T], where: str, table: Mapping[str, Any]) -> _T:
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    required = {
-        f.name
-        for f in fields
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
+    required = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     _check_keys(where, table, {f.name for f in fields}, required)
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
@@ -270,9 +268,7 @@ def check_compatible(old: FeatureConfig, new: FeatureConfig) -> None:
         if index >= len(new.slots):
             differences.append(f"slot {slot.name!r} is gone")
         elif new.slots[index].name != slot.name:
-            differences.append(
-                f"slot {slot.name!r}, number {index + 1} of the list, is now {new.slots[index].name!r}"
-            )
+            differences.append(f"slot {slot.name!r}, number {index + 1} of the list, is now {new.slots[index].name!r}")
         else:
             differences += _differences(f"slot {slot.name!r}", slot, new.slots[index])
     old_heads, new_heads = [head.name for head in old.heads], [head.name for head in new.heads]
@@ -290,6 +286,4 @@ def check_compatible(old: FeatureConfig, new: FeatureConfig) -> None:
 
 def _differences(where: str, old: Any, new: Any) -> list[str]:
     before, now = dataclasses.asdict(old), dataclasses.asdict(new)
-    return [
-        f"{where}: {key} was {before[key]!r}, is {now[key]!r}" for key in before if before[key] != now[key]
-    ]
+    return [f"{where}: {key} was {before[key]!r}, is {now[key]!r}" for key in before if before[key] != now[key]]

@@ -11,11 +11,11 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import fastavro
 import numpy as np
@@ -60,7 +60,7 @@ def partition_of(user_id: str, partitions: int) -> int:
     return zlib.crc32(user_id.encode()) % partitions
 
 
-def partitions_of(user_ids: list[str], partitions: int) -> np.ndarray:
+def partitions_of(user_ids: Iterable[str], partitions: int) -> np.ndarray:
     """:func:`partition_of` for many: int64[N]."""
     return np.array([partition_of(user_id, partitions) for user_id in user_ids], np.int64)
 
@@ -92,7 +92,7 @@ class LogWriter:
         last = _segments(self._folder)
         self._base = last[-1][0] + last[-1][1].stat().st_size if last else 0
         self._temporary = self._folder / f".{os.getpid()}.tmp"
-        self._file: io.BufferedWriter | None = None
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> LogWriter:
         return self
@@ -197,7 +197,9 @@ class PartitionReader:
             # The segment to start in is the last one that begins at or before the offset.
             begun = [s for s in segments if s[0] <= self._from]
             if segments and not begun:
-                raise LogHoleError(f"{self._folder}: begins at {segments[0][0]}, after {self._from}; restore the older segments")
+                raise LogHoleError(
+                    f"{self._folder}: begins at {segments[0][0]}, after {self._from}; restore the older segments"
+                )
             segments = segments[len(begun) - 1 :] if begun else []
         if not segments:
             return False
@@ -247,7 +249,9 @@ class PartitionReader:
         except Exception as error:  # corrupt bytes may raise anything
             if len(frames) == 1:
                 return segment.fault(
-                    frames[0].start, frames[0].end, f"{path.name}: corrupt block at byte {frames[0].start}: {type(error).__name__}: {error}"
+                    frames[0].start,
+                    frames[0].end,
+                    f"{path.name}: corrupt block at byte {frames[0].start}: {type(error).__name__}: {error}",
                 )
         parts = [self._group(segment, [frame], path) for frame in frames if segment.base + frame.end > self._from]
         return Chunk(
@@ -294,7 +298,7 @@ class _Segment:
         records = list(fastavro.reader(io.BytesIO(self.header + body), reader_schema=self.reader_schema))
         if len(records) != sum(frame.count for frame in frames):
             raise ValueError("not as many records as its header says")
-        return records  # type: ignore[return-value]
+        return records
 
     def fault(self, start: int, end: int, reason: str) -> Chunk:
         """A stretch that cannot be read."""

@@ -140,7 +140,7 @@ class Slot:
             need(not self.boundaries, f"{where}: boundaries belong to kind bucket: remove them")
             return
         need(
-            len(self.boundaries) > 0 and all(_is_number(b) for b in self.boundaries),
+            isinstance(self.boundaries, tuple) and self.boundaries != () and all(_is_number(b) for b in self.boundaries),
             f"{where}: kind bucket needs boundaries = [...], finite numbers",
         )
         # Compared as float32, as TF's Bucketize does: neighbours that float32 cannot tell apart are an error.
@@ -190,8 +190,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         need(_is_int(self.dim, 1), f"model: dim = {self.dim!r} must be 1 or more")
         need(
-            len(self.hidden) > 0 and all(_is_int(units, 1) for units in self.hidden),
-            f"model: hidden = {list(self.hidden)!r} must be a list of layer sizes, 1 or more each",
+            isinstance(self.hidden, tuple) and self.hidden != () and all(_is_int(n, 1) for n in self.hidden),
+            f"model: hidden = {self.hidden!r} must be a list of layer sizes, 1 or more each",
         )
         need(
             _is_number(self.dense_learning_rate) and self.dense_learning_rate > 0,

@@ -55,9 +55,7 @@ class ModelServer:
         self._metrics = Metrics()
         self._endpoint: MetricsEndpoint | None = None
         self.versions = VersionManager(options.model_dir, options.model_name, options.poll_s, self._metrics)
-        self._grpc = grpc.server(
-            ThreadPoolExecutor(options.threads, thread_name_prefix="request"), options=_SERVER_OPTIONS
-        )
+        self._grpc = grpc.server(ThreadPoolExecutor(options.threads, thread_name_prefix="request"), options=_SERVER_OPTIONS)
         answering = Answering(self.versions, options.model_name, self._metrics)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionService(answering, options.tensor_content), self._grpc
@@ -97,9 +95,7 @@ class ModelServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
     def _start(self) -> None:

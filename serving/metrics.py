@@ -23,12 +23,8 @@ class Metrics:
             registry=self.registry,
             buckets=_BUCKETS_S,
         )
-        self._version = Gauge(
-            "freshet_model_version", "Version that new requests are answered by", registry=self.registry
-        )
-        self._loads = Counter(
-            "freshet_model_loads", "Attempts to load a version", ["result"], registry=self.registry
-        )
+        self._version = Gauge("freshet_model_version", "Version that new requests are answered by", registry=self.registry)
+        self._loads = Counter("freshet_model_loads", "Attempts to load a version", ["result"], registry=self.registry)
 
     def answered(self, method: str, signature: str, code: str, seconds: float) -> None:
         """One request was answered with the gRPC status `code`."""

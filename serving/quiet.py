@@ -16,9 +16,7 @@ def quiet_imports() -> Iterator[None]:
     own log level applies. For a process's start, while it has one thread.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("tensorflow").setLevel(
-        logging.ERROR
-    )  # the session loader is called deprecated each time
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # the session loader is called deprecated each time
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held_back:

@@ -54,9 +54,7 @@ def ask(client: "RankClient", user: str, k: int, head: str | None = None) -> Ans
     position = _position(head, names)
     candidates = client.catalogue(user)
     if not candidates.item_ids:
-        raise UserError(
-            f"{client.server}: version {candidates.version} has no videos to rank; train on logs with items"
-        )
+        raise UserError(f"{client.server}: version {candidates.version} has no videos to rank; train on logs with items")
     started = time.perf_counter()
     ranking = client.rank(candidates.user_ids, candidates.ids, k, position)
     latency_ms = 1000 * (time.perf_counter() - started)
@@ -64,9 +62,7 @@ def ask(client: "RankClient", user: str, k: int, head: str | None = None) -> Ans
         ScoredItem(candidates.item_ids[index], score)
         for index, score in zip(ranking.index.tolist(), ranking.scores.tolist(), strict=True)
     )
-    return Answer(
-        user, candidates.known, ranking.version, names[position], items, len(candidates.item_ids), latency_ms
-    )
+    return Answer(user, candidates.known, ranking.version, names[position], items, len(candidates.item_ids), latency_ms)
 
 
 def _position(head: str | None, names: tuple[str, ...]) -> int:

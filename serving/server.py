@@ -27,9 +27,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--model_dir", type=Path, required=True, metavar="DIR", help="folder of integer-named version folders"
-    )
+    add("--model_dir", type=Path, required=True, metavar="DIR", help="folder of integer-named version folders")
     add("--port", type=flags.port, default=8500, help="gRPC port; 0 takes a free one (default: %(default)s)")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
     add("--model_name", default="freshet", help="name clients ask for (default: %(default)s)")

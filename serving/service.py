@@ -141,9 +141,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             )
         for field in request.metadata_field:
             if field != SIGNATURE_DEF:
-                raise RequestError(
-                    grpc.StatusCode.INVALID_ARGUMENT, f"Metadata field {field} is not supported"
-                )
+                raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, f"Metadata field {field} is not supported")
         with self._answering.versions.acquire(self._answering.wanted_version(request)) as model:
             signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=model.signature_defs)
         response = get_model_metadata_pb2.GetModelMetadataResponse()

@@ -1,6 +1,5 @@
 """One version of a model in memory: its SavedModel behind a session, one callable per signature."""
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,6 @@ import tensorflow as tf
 
 from serving.errors import ModelLoadError, RequestError
 from serving.tensors import TensorError, TensorSpec, decode
-
-log = logging.getLogger(__name__)
 
 # Answered once with padding before a version goes live, so that no user's request pays for the
 # session's graph optimisation. Only signatures that read: the others change the model.
@@ -74,9 +71,7 @@ class Signature:
                     f"Outputs expected to be in the set {_braces(self.outputs)}.",
                 )
             if chosen.count(alias) > 1:
-                raise RequestError(
-                    grpc.StatusCode.INVALID_ARGUMENT, f"duplicate output tensor alias: {alias}"
-                )
+                raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, f"duplicate output tensor alias: {alias}")
         return chosen or tuple(self.outputs)
 
 
@@ -125,14 +120,10 @@ class LoadedModel:
         """
         found = self.signatures.get(name)
         if found is None:
-            raise RequestError(
-                grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.'
-            )
+            raise RequestError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
         return found
 
-    def run(
-        self, signature: Signature, inputs: list[np.ndarray], outputs: tuple[str, ...]
-    ) -> list[np.ndarray]:
+    def run(self, signature: Signature, inputs: list[np.ndarray], outputs: tuple[str, ...]) -> list[np.ndarray]:
         """Run `signature` on `inputs` (in the order of `signature.inputs`); the arrays of `outputs`.
 
         Raises:

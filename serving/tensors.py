@@ -81,9 +81,7 @@ def decode(proto: Any, spec: TensorSpec) -> np.ndarray:
     if not spec.accepts(shape):
         raise TensorError(f'input "{spec.alias}" must be {spec}, got shape {list(shape)}')
     if any(size < 0 for size in shape) or math.prod(shape) * max(spec.dtype.size, 1) > MAX_INPUT_BYTES:
-        raise TensorError(
-            f'input "{spec.alias}" has shape {list(shape)}: negative or over {MAX_INPUT_BYTES} bytes'
-        )
+        raise TensorError(f'input "{spec.alias}" has shape {list(shape)}: negative or over {MAX_INPUT_BYTES} bytes')
     try:
         return tf.make_ndarray(proto)
     except (TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ video_features_basic_pure.csv, as they are or gzipped, in the folder itself or i
 `statistic` features are not read: their counts cover the whole period, so they leak the future.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from pipelines.datasets.requests import (
 )
 from pipelines.datasets.tables import check_folder, integers, need_table, read_table, texts
 from schemas.process import UserError
+
+logger = logging.getLogger(__name__)
 
 NAME = "KuaiRand-Pure"
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
@@ -59,8 +62,7 @@ def read_kuairand(path: Path, rows: int | None = None) -> Stream:
     folder = next((f for f in (path, path / "data") if _log_files(f)), None)
     if folder is None:
         raise UserError(
-            f"{path}: no log_standard_*_pure.csv(.gz) in it or its data/: "
-            f"give --path the folder that {NAME} unpacks to"
+            f"{path}: no log_standard_*_pure.csv(.gz) in it or its data/: give --path the folder that {NAME} unpacks to"
         )
     log = _read_log(_log_files(folder)).iloc[:rows]
     users = _Users(need_table(folder, "user_features_pure.csv", NAME), log["user_id"])
@@ -76,7 +78,10 @@ def _read_log(files: list[Path]) -> pd.DataFrame:
     log = pd.concat([read_table(file, _LOG, NAME) for file in files], ignore_index=True)
     log = log.sort_values(["time_ms", "user_id", "tab"], kind="stable", ignore_index=True)
     # One impression is one row: a row that comes twice, in one file or in two that overlap, is kept once.
-    return log.drop_duplicates(["time_ms", "user_id", "tab", "video_id"], ignore_index=True)
+    once = log.drop_duplicates(["time_ms", "user_id", "tab", "video_id"], ignore_index=True)
+    if len(once) < len(log):
+        logger.info("dropped rows of impressions logged before", extra={"rows": len(log) - len(once)})
+    return once
 
 
 class _Users:
@@ -86,8 +91,7 @@ class _Users:
         self.row, known = pd.factorize(user_id)
         table = read_table(file, _USER, NAME).drop_duplicates("user_id").set_index("user_id").reindex(known)
         self.columns = {
-            name: texts(table[name]) if _USER[name] == "object" else integers(table[name])
-            for name in table.columns
+            name: texts(table[name]) if _USER[name] == "object" else integers(table[name]) for name in table.columns
         }
         self.columns["user_id"] = np.asarray(known, dtype=np.int64)
 
@@ -97,9 +101,7 @@ class _Videos:
 
     def __init__(self, file: Path, video_id: pd.Series) -> None:
         self.row, known = pd.factorize(video_id)
-        table = (
-            read_table(file, _VIDEO, NAME).drop_duplicates("video_id").set_index("video_id").reindex(known)
-        )
+        table = read_table(file, _VIDEO, NAME).drop_duplicates("video_id").set_index("video_id").reindex(known)
         self.columns = {name: integers(table[name]) for name in ("author_id", "music_id", "music_type")}
         self.columns |= {name: texts(table[name]) for name in ("video_type", "upload_type")}
         self.columns["video_id"] = np.asarray(known, dtype=np.int64)

@@ -62,9 +62,7 @@ def read_movielens(path: Path, rows: int | None = None) -> Stream:
             break
     else:
         names = ", ".join(_LAYOUTS)
-        raise UserError(
-            f"{path}: none of {names} in it: give --path a folder that {NAME} unpacks to (ml-25m, ml-1m …)"
-        )
+        raise UserError(f"{path}: none of {names} in it: give --path a folder that {NAME} unpacks to (ml-25m, ml-1m …)")
     ratings = ratings.sort_values(["timestamp", "userId"], kind="stable", ignore_index=True)
     ratings = ratings.drop_duplicates(["timestamp", "userId", "movieId"], ignore_index=True).iloc[:rows]
     return Stream(len(ratings), _batches(ratings, _Movies(movies, ratings["movieId"])))
@@ -79,18 +77,14 @@ def _read_dat(path: Path, ratings_file: Path) -> tuple[pd.DataFrame, pd.DataFram
     # The fast parser splits at single colons: every second column is empty. Titles hold colons of their own.
     ratings = read_headless(ratings_file, _RATINGS, [0, 2, 4, 6], NAME, sep=":")
     movies_file = need_table(path, "movies.dat", NAME)
-    return ratings, read_headless(
-        movies_file, _MOVIES, [0, 1, 2], NAME, sep="::", engine="python", encoding="latin-1"
-    )
+    return ratings, read_headless(movies_file, _MOVIES, [0, 1, 2], NAME, sep="::", engine="python", encoding="latin-1")
 
 
 def _read_100k(path: Path, ratings_file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     ratings = read_headless(ratings_file, _RATINGS, [0, 1, 2, 3], NAME, sep="\t")
     types = {"movieId": "int64", "title": "object"} | dict.fromkeys(_GENRES_100K, "int64")
     positions = [0, 1, *range(5, 5 + len(_GENRES_100K))]
-    movies = read_headless(
-        need_table(path, "u.item", NAME), types, positions, NAME, sep="|", encoding="latin-1"
-    )
+    movies = read_headless(need_table(path, "u.item", NAME), types, positions, NAME, sep="|", encoding="latin-1")
     flags = movies[_GENRES_100K].to_numpy() == 1
     named = ("|".join(name for name, flag in zip(_GENRES_100K, row, strict=True) if flag) for row in flags)
     movies["genres"] = object_array(named, len(movies))
@@ -111,12 +105,8 @@ class _Movies:
         self.row, known = pd.factorize(movie_id)
         table = movies.drop_duplicates("movieId").set_index("movieId").reindex(known)
         # "Matrix, The (1999)", "Babylon 5", "Fawlty Towers (1975-1979)"
-        parts = (
-            table["title"].astype("str").str.extract(r"^(?P<title>.*?)\s*(?:\((?P<year>\d{4})[^()]*\))?\s*$")
-        )
-        genres = (
-            [] if text is None or text == _NO_GENRES else text.split("|") for text in texts(table["genres"])
-        )
+        parts = table["title"].astype("str").str.extract(r"^(?P<title>.*?)\s*(?:\((?P<year>\d{4})[^()]*\))?\s*$")
+        genres = ([] if text is None or text == _NO_GENRES else text.split("|") for text in texts(table["genres"]))
         self.columns = {
             "movie_id": np.asarray(known, dtype=np.int64),
             "title": texts(parts["title"].where(table["title"].notna())),

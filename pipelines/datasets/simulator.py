@@ -76,13 +76,9 @@ class World:
         start_ms: int = START_MS,
     ) -> None:
         if not 1 <= videos_per_request <= self.MAX_VIDEOS_PER_REQUEST:
-            raise ValueError(
-                f"videos_per_request is {videos_per_request}: 1 to {self.MAX_VIDEOS_PER_REQUEST}"
-            )
+            raise ValueError(f"videos_per_request is {videos_per_request}: 1 to {self.MAX_VIDEOS_PER_REQUEST}")
         if videos < 4 * videos_per_request or users < 1 or requests_per_day <= 0:
-            raise ValueError(
-                "a world needs a user, a positive request rate and four times the videos of a request"
-            )
+            raise ValueError("a world needs a user, a positive request rate and four times the videos of a request")
         self._rng = np.random.default_rng(seed)
         self._seed = seed
         self._show = videos_per_request
@@ -122,9 +118,7 @@ class World:
     def alive(self) -> AliveVideos:
         """Every video that could be shown at `now_ms`."""
         everything = np.arange(len(self._catalogue.video_name))
-        return AliveVideos(
-            self.now_ms, self._catalogue.video_name.copy(), self._item_columns(everything, self.now_ms)
-        )
+        return AliveVideos(self.now_ms, self._catalogue.video_name.copy(), self._item_columns(everything, self.now_ms))
 
     def show(self, request_id: str, user_id: str, video_ids: np.ndarray, time_ms: int) -> RequestBatch:
         """One request of `user_id`, a guest from nowhere known, who is shown these videos (object[k] of str).
@@ -133,9 +127,7 @@ class World:
         """
         places = {video: place for place, video in enumerate(self._catalogue.video_name)}
         if strangers := [video for video in video_ids if video not in places]:
-            raise ValueError(
-                f"video {strangers[0]} is not alive at {self.now_ms}: choose among World.alive()"
-            )
+            raise ValueError(f"video {strangers[0]} is not alive at {self.now_ms}: choose among World.alive()")
         place = np.array([places[video] for video in video_ids])
         user, time = object_array([user_id], 1), np.array([time_ms], dtype=np.int64)
         return RequestBatch(
@@ -236,8 +228,5 @@ def simulate(options: SimulatorOptions) -> Stream:
         requests_per_day=options.requests / options.days,
         videos_per_request=options.videos_per_request,
     )
-    sizes = (
-        min(_REQUESTS_A_CHUNK, options.requests - done)
-        for done in range(0, options.requests, _REQUESTS_A_CHUNK)
-    )
+    sizes = (min(_REQUESTS_A_CHUNK, options.requests - done) for done in range(0, options.requests, _REQUESTS_A_CHUNK))
     return Stream(options.requests * options.videos_per_request, (world.requests(size) for size in sizes))

@@ -52,9 +52,7 @@ class Audience:
         hours = ((now_ms - self._updated_ms[users]) / HOUR_MS)[:, None]
         self._updated_ms[users] = now_ms
         keep = np.exp(-hours / self.FACTOR_MEMORY_H)
-        self._factors[users] = keep * self._factors[users] + np.sqrt(1 - keep**2) * rng.normal(
-            0.0, 1.0, (n, FACTORS)
-        )
+        self._factors[users] = keep * self._factors[users] + np.sqrt(1 - keep**2) * rng.normal(0.0, 1.0, (n, FACTORS))
         keep = np.exp(-hours / self.RESIDUAL_MEMORY_H)
         noise = rng.normal(0.0, self.RESIDUAL_SCALE, (n, RESIDUALS))
         self._residual[users] = keep * self._residual[users] + np.sqrt(1 - keep**2) * noise
@@ -75,9 +73,7 @@ class Sessions:
 
     LENGTH, GAP_MS, RHYTHM = 6.0, 25_000.0, 0.6
 
-    def __init__(
-        self, rng: np.random.Generator, audience: Audience, requests_per_day: float, now_ms: int
-    ) -> None:
+    def __init__(self, rng: np.random.Generator, audience: Audience, requests_per_day: float, now_ms: int) -> None:
         self._rng, self._audience = rng, audience
         self._starts_per_ms = requests_per_day / self.LENGTH / (24 * HOUR_MS)
         self._until_ms = now_ms

@@ -11,9 +11,7 @@ RESIDUALS = 6
 AUTHORS = 400
 _WORDS = [words.split() for words in HASHTAG_WORDS.values()]
 _WORDS_A_TAG = min(map(len, _WORDS))
-_VOCABULARY = np.array(
-    [word for words in _WORDS for word in words[:_WORDS_A_TAG]] + COMMON_WORDS, dtype=object
-)
+_VOCABULARY = np.array([word for words in _WORDS for word in words[:_WORDS_A_TAG]] + COMMON_WORDS, dtype=object)
 _FIRST_COMMON = len(_WORDS) * _WORDS_A_TAG
 
 

@@ -41,17 +41,13 @@ def read_table(path: Path, types: Mapping[str, str], data_set: str, **options: A
     try:
         header = pd.read_csv(path, nrows=0, **options)
         if missing := [name for name in types if name not in header.columns]:
-            raise UserError(
-                f"{path}: column {', '.join(missing)} is missing: the file must be {data_set}'s own"
-            )
+            raise UserError(f"{path}: column {', '.join(missing)} is missing: the file must be {data_set}'s own")
         return pd.read_csv(path, usecols=list(types), dtype=dict(types), **options)
     except (OSError, EOFError, ValueError, pd.errors.ParserError) as error:
         raise unreadable(path, error, data_set) from error
 
 
-def read_headless(
-    path: Path, types: Mapping[str, str], positions: list[int], data_set: str, **options: Any
-) -> pd.DataFrame:
+def read_headless(path: Path, types: Mapping[str, str], positions: list[int], data_set: str, **options: Any) -> pd.DataFrame:
     """As `read_table` for a file without header: column i of the result is the file's `positions[i]`."""
     try:
         frame = pd.read_csv(path, header=None, usecols=positions, dtype=object, **options)

@@ -30,12 +30,7 @@ USER_HEADER = (
     "follow_user_num_range,fans_user_num,fans_user_num_range,friend_user_num,friend_user_num_range,register_days,"
     "register_days_range," + ",".join(f"onehot_feat{i}" for i in range(18))
 )
-USERS = [
-    '7,full_active,0,-124,1,9,"(0,10]",150,"[100,1k)",34,"[30,60)",799,730+,'
-    + "1,2,3,4,1.0"
-    + ",0" * 7
-    + "," * 6
-]
+USERS = ['7,full_active,0,-124,1,9,"(0,10]",150,"[100,1k)",34,"[30,60)",799,730+,' + "1,2,3,4,1.0" + ",0" * 7 + "," * 6]
 VIDEO_HEADER = (
     "video_id,author_id,video_type,upload_dt,upload_type,visible_status,video_duration,server_width,server_height,"
     "music_id,music_type,tag"
@@ -139,15 +134,11 @@ def test_the_data_folder_itself_is_taken(folder: Path):
             "cannot be read",
         ),
         (
-            lambda data: (data / "log_standard_4_22_to_5_08_pure.csv.gz").write_bytes(
-                gzip.compress(b"user_id\n" * 1000)[:20]
-            ),
+            lambda data: (data / "log_standard_4_22_to_5_08_pure.csv.gz").write_bytes(gzip.compress(b"user_id\n" * 1000)[:20]),
             "cannot be read",
         ),
         (
-            lambda data: write(
-                data / "video_features_basic_pure.csv.gz", VIDEO_HEADER, [VIDEOS[0].replace("43", "x")]
-            ),
+            lambda data: write(data / "video_features_basic_pure.csv.gz", VIDEO_HEADER, [VIDEOS[0].replace("43", "x")]),
             "tag '20,x' is not a list of numbers",
         ),
     ],
@@ -167,9 +158,7 @@ def test_missing_folder(tmp_path: Path):
         read_kuairand(tmp_path / "file")
 
 
-@pytest.mark.skipif(
-    not REAL.is_dir(), reason=f"KuaiRand-Pure is not at {REAL}: set KUAIRAND_DIR to its folder"
-)
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"KuaiRand-Pure is not at {REAL}: set KUAIRAND_DIR to its folder")
 def test_the_real_folder():
     batches = list(read_kuairand(REAL, rows=20_000).events)
     time_ms = np.concatenate([batch.requests.time_ms for batch in batches])

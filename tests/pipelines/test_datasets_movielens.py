@@ -62,9 +62,7 @@ def test_layouts(tmp_path: Path, write: Callable[[Path], None]):
     assert columns["title"].tolist() == [None, "Star Wars: Episode IV - A New Hope", "Misérables, Les"]
     assert columns["year"].tolist() == [None, 1977, 1995]
     assert columns["genres"].tolist() == [[], ["Action", "Sci-Fi"], ["Drama"]]
-    clicks = list(
-        zip(actions.request_id, actions.item_id, actions.action, actions.time_ms.tolist(), strict=True)
-    )
+    clicks = list(zip(actions.request_id, actions.item_id, actions.action, actions.time_ms.tolist(), strict=True))
     assert clicks == [
         ("2-978300000000", "30", "click", 978_300_001_000),
         ("1-978300760000", "10", "click", 978_300_761_000),
@@ -73,9 +71,7 @@ def test_layouts(tmp_path: Path, write: Callable[[Path], None]):
 
 
 def test_half_stars_titles_without_year_and_no_genres(tmp_path: Path):
-    (tmp_path / "ratings.csv").write_text(
-        "userId,movieId,rating,timestamp\n1,1,3.5,100\n1,2,3.0,200\n1,3,0.5,300\n"
-    )
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,3.5,100\n1,2,3.0,200\n1,3,0.5,300\n")
     (tmp_path / "movies.csv").write_text(
         "movieId,title,genres\n1,Babylon 5,(no genres listed)\n2,Fawlty Towers (1975-1979),Comedy\n"
         '3,"Apu (Part 2) (1956) ",Drama\n'

@@ -105,9 +105,7 @@ def test_hashtags_trend(stream: list[Events]):
 def test_captions_tell_the_hashtag(stream: list[Events]):
     captions, tags = column(stream, "caption")[:2_000], column(stream, "hashtags")[:2_000]
     word_of = {tag: set(words.split()) for tag, words in HASHTAG_WORDS.items()}
-    own = np.mean(
-        [any(set(c.split()) & word_of[t] for t in ts) for c, ts in zip(captions, tags, strict=True)]
-    )
+    own = np.mean([any(set(c.split()) & word_of[t] for t in ts) for c, ts in zip(captions, tags, strict=True)])
     assert own > 0.9
     assert {1, 2, 3} == {len(row) for row in tags}
 
@@ -126,9 +124,7 @@ def test_tastes_drift(stream: list[Events]):
         user = np.repeat(requests.user_id, np.diff(requests.item_offsets))
         day = (truth.time_ms - stream[0].requests.time_ms[0]) // (24 * HOUR_MS)
         # Popularity apart: what remains is the affinity of a user for a hashtag.
-        for u, d, tags, p in zip(
-            user, day, requests.item_columns["hashtags"], truth.probability[:, 0], strict=True
-        ):
+        for u, d, tags, p in zip(user, day, requests.item_columns["hashtags"], truth.probability[:, 0], strict=True):
             kept.setdefault(int(d), {}).setdefault((u, tags[0]), []).append(float(p))
 
     def agreement(one: int, other: int) -> float:
@@ -181,9 +177,7 @@ def test_a_guest_is_shown_living_videos():
         world.show("guest-2", "guest", np.array(["999999"], dtype=object), alive.time_ms)
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"users": 0}, {"videos_per_request": 0}, {"videos": 10}, {"requests_per_day": 0}]
-)
+@pytest.mark.parametrize("sizes", [{"users": 0}, {"videos_per_request": 0}, {"videos": 10}, {"requests_per_day": 0}])
 def test_impossible_worlds_are_refused(sizes: dict[str, int]):
     with pytest.raises(ValueError, match=r"a world needs|videos_per_request is"):
         World(**sizes)

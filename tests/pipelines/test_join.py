@@ -187,7 +187,17 @@ def test_many_rows_grow_the_ring_without_losing_one():
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Join(CONFIG).counts)])
 def test_counts_survive_a_restart(field):
     join = Join(CONFIG)
-    apply(join, [features(1, 0), features(1, 0), action(1, CLICK, 1), action(1, -1, 2), action(1, LIKE, 500_000), action(5, 0, 500_000)])
+    apply(
+        join,
+        [
+            features(1, 0),
+            features(1, 0),
+            action(1, CLICK, 1),
+            action(1, -1, 2),
+            action(1, LIKE, 500_000),
+            action(5, 0, 500_000),
+        ],
+    )
     again = Join(CONFIG)
     again.load(join.state())
     assert getattr(again.counts, field) == getattr(join.counts, field)

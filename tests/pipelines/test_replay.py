@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from model.featuriser import Featuriser
-from schemas.log_files import PartitionReader, partition_of
 
+from model.featuriser import Featuriser
 from pipelines.datasets import Events, Stream, World
-from pipelines.replay import main, replay
+from pipelines.replay import main, replay, signals_noted
 from pipelines.request_log import RequestLogWriter
 from schemas.config import FeatureConfig, load_config
+from schemas.log_files import PartitionReader, partition_of
 from schemas.process import UserError
 
 REAL = Path(os.environ.get("KUAIRAND_DIR", "../shared/data/kuairand_pure"))
@@ -29,10 +29,9 @@ SMALL = ["--dataset", "simulator", "--users", "200", "--days", "2", "--requests"
 def records(root: Path, topic: str, partition: int = 0) -> list[dict[str, Any]]:
     reader = PartitionReader(root, topic, partition)
     found: list[dict[str, Any]] = []
-    while chunks := reader.read(10_000):
-        for chunk in chunks:
-            assert not chunk.faults
-            found += chunk.records
+    while (chunk := reader.read(10_000)).records:
+        assert not chunk.faults
+        found += chunk.records
     return found
 
 
@@ -111,10 +110,7 @@ def test_raw_features_on_demand(tmp_path: Path):
     out = tmp_path / "logs"
     main([*SMALL, "--requests", "50", "--log_raw", "--out", str(out)])
     requests = World(seed=4, users=200, requests_per_day=25).requests(50).requests
-    raw = [
-        {name: json.loads(text) for name, text in record["raw"].items()}
-        for record in records(out, "features")
-    ]
+    raw = [{name: json.loads(text) for name, text in record["raw"].items()} for record in records(out, "features")]
     assert [row["user_id"] for row in raw] == requests.user_id.tolist()
     assert [row["country"] for row in raw] == requests.user_columns["country"].tolist()
     assert [tags for row in raw for tags in row["hashtags"]] == requests.item_columns["hashtags"].tolist()
@@ -130,9 +126,7 @@ def test_a_live_process_goes_on_where_the_logs_end(tmp_path: Path, config: Featu
             writer.roll()
             before = len(records(tmp_path, "features"))
             alive = world.alive()
-            writer.append(
-                world.show(f"guest-{before}", "guest", alive.item_id[:20], world.now_ms), events.actions
-            )
+            writer.append(world.show(f"guest-{before}", "guest", alive.item_id[:20], world.now_ms), events.actions)
     found = records(tmp_path, "features")
     assert [len(record["items"]) for record in found] == ([5] * 20 + [20]) * 2
     assert [record["request_id"] for record in found if record["user_id"] == "guest"] == [
@@ -157,18 +151,24 @@ def test_stopping_early_leaves_whole_requests(tmp_path: Path, config: FeatureCon
     assert len(actions) == sum(len(events.actions) for events in written) == sum(tally.actions.values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals):
+def test_a_signal_is_noted_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    with signals_noted() as stopped:
+        assert not stopped()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_ends_it_cleanly(tmp_path: Path):
     out = tmp_path / "logs"
     command = [sys.executable, "-m", "pipelines.replay", "--dataset", "simulator", "--out", str(out)]
-    process = subprocess.Popen(
-        [*command, "--requests", "50000000", "--days", "10"], stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*command, "--requests", "50000000", "--days", "10"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = process.stderr.readline()  # the first line of progress: it is writing
     while line and "impressions" not in line:
         line = process.stderr.readline()
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     rest = process.stderr.read()
     assert process.wait(60) == 130
     assert "stopped by a signal" in rest
@@ -199,12 +199,8 @@ def test_wrong_options_leave_nothing_behind(tmp_path: Path, argv: list[str], mes
     assert not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize(
-    "option", [["--requests", "0"], ["--days", "-1"], ["--partitions", "x"], ["--dataset", "x"]]
-)
-def test_options_out_of_range_exit_with_a_line(
-    tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.parametrize("option", [["--requests", "0"], ["--days", "-1"], ["--partitions", "x"], ["--dataset", "x"]])
+def test_options_out_of_range_exit_with_a_line(tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit_:
         main(["--dataset", "simulator", "--out", str(tmp_path / "logs"), *option])
     assert exit_.value.code == 2
@@ -232,9 +228,7 @@ def test_movielens(tmp_path: Path):
     data = tmp_path / "ml"
     data.mkdir()
     (data / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,7,4.0,100\n1,8,2.0,200\n")
-    (data / "movies.csv").write_text(
-        'movieId,title,genres\n7,"Heat (1995)",Action|Crime\n8,Up,(no genres listed)\n'
-    )
+    (data / "movies.csv").write_text('movieId,title,genres\n7,"Heat (1995)",Action|Crime\n8,Up,(no genres listed)\n')
     assert main(["--dataset", "movielens", "--path", str(data), "--out", str(tmp_path / "logs")]) == 0
     features, actions = records(tmp_path / "logs", "features"), records(tmp_path / "logs", "actions")
     assert [record["items"][0]["item_id"] for record in features] == ["7", "8"]

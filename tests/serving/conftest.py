@@ -64,9 +64,7 @@ class Stubs:
         self.predictions = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
 
-    def predict(
-        self, signature="", name="freshet", version=None, output_filter=(), as_content=True, **inputs
-    ):
+    def predict(self, signature="", name="freshet", version=None, output_filter=(), as_content=True, **inputs):
         request = predict_pb2.PredictRequest(output_filter=output_filter)
         request.model_spec.name = name
         request.model_spec.signature_name = signature

@@ -41,9 +41,7 @@ def test_serves_ranks_and_stops_on_sigterm(written, model_dir, tmp_path, command
         while client.predict(np.zeros((2, WIDTH))).version == 1:
             assert time.monotonic() < deadline
 
-        as_json = command(
-            "serving.rank", "--server", client.server, "--user", "u1", "--k", 5, "--head", "1", "--json"
-        )
+        as_json = command("serving.rank", "--server", client.server, "--user", "u1", "--k", 5, "--head", "1", "--json")
         status, out, err = as_json.finish()
         assert (status, err) == (0, "")
         answer = json.loads(out)

@@ -43,9 +43,7 @@ def some_ids(rows: int) -> np.ndarray:
 def test_predict_gives_the_models_scores(stubs, as_content):
     ids = some_ids(300)
     response = stubs.predict("predict", ids=ids, as_content=as_content)
-    np.testing.assert_allclose(
-        tf.make_ndarray(response.outputs["scores"]), expected_scores(ids, step=1), rtol=1e-5
-    )
+    np.testing.assert_allclose(tf.make_ndarray(response.outputs["scores"]), expected_scores(ids, step=1), rtol=1e-5)
     assert tf.make_ndarray(response.outputs["version"]).tolist() == [1]
     assert response.model_spec.name == "freshet"
     assert response.model_spec.version.value == 1
@@ -75,17 +73,13 @@ def test_default_signature_takes_raw_examples(stubs):
     ids = some_ids(4)
     examples = [
         tf.train.Example(
-            features=tf.train.Features(
-                feature={"ids": tf.train.Feature(int64_list=tf.train.Int64List(value=row))}
-            )
+            features=tf.train.Features(feature={"ids": tf.train.Feature(int64_list=tf.train.Int64List(value=row))})
         ).SerializeToString()
         for row in ids
     ]
     response = stubs.predict(examples=np.array(examples, object))
     assert response.model_spec.signature_name == "serving_default"
-    np.testing.assert_allclose(
-        tf.make_ndarray(response.outputs["scores"]), expected_scores(ids, step=1), rtol=1e-5
-    )
+    np.testing.assert_allclose(tf.make_ndarray(response.outputs["scores"]), expected_scores(ids, step=1), rtol=1e-5)
 
 
 def test_rank_orders_the_candidates(stubs):
@@ -153,8 +147,7 @@ def test_missing_model_spec_name_and_unknown_label(stubs):
     [
         (
             {},
-            "input size does not match signature: 0!=1 len({}) != len({ids}). "
-            "Sent extra: {}. Missing but required: {ids}.",
+            "input size does not match signature: 0!=1 len({}) != len({ids}). Sent extra: {}. Missing but required: {ids}.",
         ),
         ({"idz": some_ids(1)}, "Sent extra: {idz}. Missing but required: {ids}."),
         ({"ids": some_ids(1), "more": some_ids(1)}, "Sent extra: {more}. Missing but required: {}."),
@@ -201,9 +194,7 @@ def test_malformed_tensors_are_refused(stubs):
 def test_a_kernels_refusal_keeps_its_code(stubs):
     """A head that does not exist is found out by the graph, not by the signature."""
     with refused(INVALID) as details:
-        stubs.predict(
-            "rank", user_ids=user_ids(1), ids=item_ids(1)[np.newaxis], k=np.int32(1), head=np.int32(9)
-        )
+        stubs.predict("rank", user_ids=user_ids(1), ids=item_ids(1)[np.newaxis], k=np.int32(1), head=np.int32(9))
     assert "\n" not in details()
     assert "9" in details()
 

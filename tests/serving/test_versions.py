@@ -44,9 +44,7 @@ def test_requests_never_fail_while_versions_change(written, model_dir, serve, co
                 version = response.model_spec.version.value
                 step = tf.make_ndarray(response.outputs["version"]).item()
                 assert step == 1 + version % 2 if version > 1 else step == 1
-                np.testing.assert_allclose(
-                    tf.make_ndarray(response.outputs["scores"]), expected_scores(IDS, step), rtol=1e-5
-                )
+                np.testing.assert_allclose(tf.make_ndarray(response.outputs["scores"]), expected_scores(IDS, step), rtol=1e-5)
                 versions.append(version)
         except BaseException as error:
             failures.append(error)
@@ -79,9 +77,7 @@ def test_the_old_version_stays_until_its_requests_end(written, model_dir, manage
         with manager.acquire() as new:
             assert new.version == 2
         signature = old.signature("predict")
-        np.testing.assert_allclose(
-            old.run(signature, [IDS], ("scores",))[0], expected_scores(IDS, 1), rtol=1e-5
-        )
+        np.testing.assert_allclose(old.run(signature, [IDS], ("scores",))[0], expected_scores(IDS, 1), rtol=1e-5)
         with pytest.raises(RequestError):  # for those already there only
             manager.acquire(1).__enter__()
     manager.poll()

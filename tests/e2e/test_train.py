@@ -1,0 +1,127 @@
+"""The main job in processes of its own: a whole run, and runs that are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.state_files import StateFiles
+
+ROOT = Path(__file__).parents[2]
+REQUESTS = 1500
+
+
+def command(module, *arguments):
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def run(module, *arguments):
+    return subprocess.run(command(module, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+
+
+def train_arguments(logs, folder):
+    return (
+        *("--logs", logs, "--state_dir", folder / "state", "--metrics_json", folder / "metrics.json"),
+        *("--snapshot_interval", "0.1", "--batch_rows", "512", "--window", "1000"),
+    )
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """Simulator logs whose every request id is a feature: a row's count tells how often its request was learned."""
+    folder = tmp_path_factory.mktemp("logs")
+    made = run("pipelines.replay", "--dataset", "simulator", "--requests", REQUESTS, "--days", 2, "--out", folder / "logs")
+    assert made.returncode == 0, made.stderr
+    return folder / "logs"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(logs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run("pipelines.train", *train_arguments(logs, folder), "--model_dir", folder / "models")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def table_of(folder):
+    """Rows of the final state, sorted by key: key, values, counts."""
+    rows = StateFiles(folder / "state", 0).newest()[1].keyed["table"].rows.sort_by("key").combine_chunks()
+    values = np.asarray(rows["values"].combine_chunks().flatten()).reshape(rows.num_rows, -1)
+    return rows["key"].to_numpy(), values, rows["counts"].to_numpy()
+
+
+def figures(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_whole_run_learns_every_impression_once(undisturbed):
+    found = figures(undisturbed)
+    assert found["examples"] == found["impressions"] == 5 * REQUESTS
+    assert found["dead_letters"] == found["duplicates"] == 0
+    assert 0.5 < found["auc"] < 1
+    assert sorted(p.name for p in (undisturbed / "models").iterdir())[-1].isdigit()
+    keys, _, counts = table_of(undisturbed)
+    users = (keys >> 48) == 1
+    assert counts[users].sum() == 5 * REQUESTS
+
+
+@pytest.mark.parametrize("progress", [1, 4])
+def test_a_killed_run_ends_with_the_undisturbed_runs_table(logs, undisturbed, tmp_path, progress):
+    """Killed with -9 once ``progress`` manifests are there, then started again with the same state directory."""
+    arguments = train_arguments(logs, tmp_path)
+    process = subprocess.Popen(command("pipelines.train", *arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
+    shard = tmp_path / "state" / "shard-000"
+    deadline = time.monotonic() + 120
+    while len(list(shard.glob("manifest-*.json"))) < progress and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    again = run("pipelines.train", *arguments)
+    assert again.returncode == 0, again.stderr
+    keys, values, counts = table_of(tmp_path)
+    expected_keys, expected_values, expected_counts = table_of(undisturbed)
+    np.testing.assert_array_equal(keys, expected_keys)
+    np.testing.assert_array_equal(counts, expected_counts)
+    np.testing.assert_allclose(values, expected_values, atol=1e-5)
+    for name in ("examples", "auc", "logloss", "positives", "actions"):
+        assert figures(tmp_path)[name] == pytest.approx(figures(undisturbed)[name], abs=1e-5)
+
+
+def test_sigterm_writes_state_and_model_and_ends_with_0(logs, tmp_path):
+    arguments = (*train_arguments(logs, tmp_path), "--model_dir", tmp_path / "models", "--follow", "--idle", "0.2")
+    process = subprocess.Popen(command("pipelines.train", *arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 0
+    assert StateFiles(tmp_path / "state", 0).newest() is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--logs", "/nonexistent", "--state_dir", "s"), "no folder features/"),
+        (("--state_dir", "s"), "--logs is missing"),
+        (("--logs", "x", "--state_dir", "s", "--no_such_option"), "no such option"),
+    ],
+)
+def test_wrong_options_are_one_line(arguments, said, tmp_path):
+    done = subprocess.run(
+        command("pipelines.train", *arguments), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "Traceback" not in done.stderr

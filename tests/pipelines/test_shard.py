@@ -1,0 +1,243 @@
+"""The event-sourced shard: exactly once, whatever fails between any two writes."""
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from model.snapshot import Increment, KeyedPart
+from pipelines.batches import EVENTS, EventBatch, Final, Kind, Span
+from pipelines.shard import LogGapError, Shard, ShardConfig, Version
+from pipelines.state_files import Lease, StateError, StateFiles
+
+LOG = "features/p000"
+
+
+class Tally:
+    """A working state that remembers how often it was given each offset, and the order."""
+
+    fingerprint = 7
+    newest_event_ms = 0
+
+    def __init__(self):
+        self.times = {}
+        self.digest = 0
+        self.fail_at = None
+        self._changed = set()
+        self._cut = set()
+
+    def apply(self, batch):
+        for offset in batch.column("offset").tolist():
+            if offset == self.fail_at:
+                raise RuntimeError("poison")
+            self.times[offset] = self.times.get(offset, 0) + 1
+            self.digest = (self.digest * 31 + offset) % 1_000_003
+            self._changed.add(offset)
+        return len(batch)
+
+    def increment(self):
+        self._cut = set(self._changed)
+        keys = sorted(self._changed)
+        rows = pa.table({"key": pa.array(keys, pa.int64()), "times": pa.array([self.times[k] for k in keys], pa.int64())})
+        part = KeyedPart(rows, np.zeros(0, np.int64))
+        return Increment({"tally": part}, {"digest": {"digest": np.array([self.digest])}})
+
+    def committed(self):
+        self._changed -= self._cut
+
+    def load(self, state):
+        rows = state.keyed["tally"].rows
+        self.times = dict(zip(rows["key"].to_pylist(), rows["times"].to_pylist(), strict=True))
+        self.digest = int(state.whole["digest"]["digest"][0])
+
+
+class Cells:
+    """Beam state in memory: what a bundle wrote counts only once it is committed."""
+
+    def __init__(self):
+        self.durable = (None, None, [])
+        self.rollback()
+
+    def rollback(self):
+        version, base, inputs = self.durable
+        self._version, self._base, self._inputs = version, base, list(inputs)
+
+    def commit(self):
+        self.durable = (self._version, self._base, list(self._inputs))
+
+    def version(self):
+        return self._version
+
+    def base(self):
+        return self._base
+
+    def inputs(self):
+        return self._inputs
+
+    def append(self, version, payload):
+        self._version = version
+        self._inputs.append(payload)
+
+    def rebase(self, version, base):
+        self._version, self._base, self._inputs = version, base, []
+
+
+def batch(first, last, final=Final.NO):
+    plain = {"kind": int(Kind.FAULT), "partition": 0, "key": 0, "action": -1}
+    rows = [plain | {"offset": o, "time_ms": o, "order_ms": o} for o in range(first, last)]
+    events = pa.RecordBatch.from_pylist(rows, schema=EVENTS)
+    spans = {LOG: Span(first, last, last)} if last > first else {}
+    return EventBatch(0, (LOG,), spans, events, last, final).encode()
+
+
+def shard(folder, **config):
+    return Shard(Tally, StateFiles(folder, 0), ShardConfig(**{"snapshot_interval_s": 1e9, **config}))
+
+
+def test_a_run_without_faults_restores_nothing(tmp_path):
+    one, cells = shard(tmp_path), Cells()
+    for first in range(0, 100, 10):
+        assert one.process(cells, batch(first, first + 10)).outputs == 10
+        cells.commit()
+    assert one.counts.restores == 0
+    assert one.step.times == dict.fromkeys(range(100), 1)
+
+
+def test_a_failed_bundle_is_applied_again_once(tmp_path):
+    one, cells = shard(tmp_path), Cells()
+    one.process(cells, batch(0, 10))
+    cells.commit()
+    one.process(cells, batch(10, 20))
+    cells.rollback()
+    one.process(cells, batch(10, 20))
+    cells.commit()
+    assert one.counts.restores == 1
+    assert one.step.times == dict.fromkeys(range(20), 1)
+
+
+def test_an_exception_in_the_step_leaves_no_half_applied_batch(tmp_path):
+    one, cells = shard(tmp_path), Cells()
+    one.process(cells, batch(0, 10))
+    cells.commit()
+    one.step.fail_at = 15
+    with pytest.raises(RuntimeError, match="poison"):
+        one.process(cells, batch(10, 20))
+    cells.rollback()
+    one.process(cells, batch(10, 20))
+    assert one.step.times == dict.fromkeys(range(20), 1)
+
+
+def test_a_gap_is_refused_and_an_overlap_dropped(tmp_path):
+    one, cells = shard(tmp_path), Cells()
+    one.process(cells, batch(0, 10))
+    with pytest.raises(LogGapError, match="goes from 10 to 11"):
+        one.process(cells, batch(11, 20))
+    one.process(cells, batch(5, 15))
+    assert one.step.times == dict.fromkeys(range(15), 1)
+
+
+def test_inputs_are_bounded(tmp_path):
+    one, cells = shard(tmp_path, inputs_bytes=3 * len(batch(0, 10))), Cells()
+    for first in range(0, 200, 10):
+        one.process(cells, batch(first, first + 10))
+        cells.commit()
+        assert len(cells.inputs()) <= 3
+    assert one.counts.snapshots >= 6
+
+
+def test_a_job_started_anew_goes_on_from_the_newest_manifest(tmp_path):
+    first, cells = shard(tmp_path), Cells()
+    first.process(cells, batch(0, 10, Final.STOP))
+    again = shard(tmp_path)
+    cells = Cells()
+    again.process(cells, batch(10, 20))
+    assert again.step.times == dict.fromkeys(range(20), 1)
+    assert StateFiles(tmp_path, 0).positions()[LOG].offset == 10
+
+
+def test_a_broken_newest_manifest_is_passed_over(tmp_path):
+    one, cells = shard(tmp_path), Cells()
+    one.process(cells, batch(0, 10, Final.STOP))
+    newest = one.process(cells, batch(10, 20, Final.STOP)).manifest
+    path = tmp_path / "shard-000" / newest.segments[-1][0].name
+    path.write_bytes(path.read_bytes()[:-1])
+    manifest, _ = StateFiles(tmp_path, 0).newest()
+    assert manifest.positions[LOG].offset == 10
+
+
+def test_a_directory_without_a_whole_manifest_is_refused(tmp_path):
+    one, cells = shard(tmp_path), Cells()
+    manifest = one.process(cells, batch(0, 10, Final.STOP)).manifest
+    (tmp_path / "shard-000" / manifest.segments[0][0].name).unlink()
+    with pytest.raises(StateError, match="none of 1 manifests is whole"):
+        shard(tmp_path).process(Cells(), batch(0, 10))
+
+
+def test_a_full_disk_costs_a_snapshot_but_no_example(tmp_path, monkeypatch):
+    one, cells = shard(tmp_path, snapshot_interval_s=0.0), Cells()
+    one.process(cells, batch(0, 10))
+    cells.commit()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.shard.write_increment", full)
+        one.process(cells, batch(10, 20))
+        cells.commit()
+    assert one.counts.snapshot_failures == 1
+    one.process(cells, batch(20, 30))
+    again = shard(tmp_path)
+    again.process(Cells(), batch(30, 40))
+    assert again.step.times == dict.fromkeys(range(40), 1)
+
+
+def test_increments_merge_into_a_base_and_old_files_go(tmp_path):
+    one, cells = shard(tmp_path, snapshot_interval_s=0.0, retention_s=0.0), Cells()
+    for first in range(0, 400, 10):
+        one.process(cells, batch(first, first + 10))
+        cells.commit()
+        if one._merging is not None:
+            one._merging.base.result()
+    assert len(one._manifest.segments) < 15
+    state = StateFiles(tmp_path, 0).newest()[1]
+    assert state.keyed["tally"].rows.num_rows == 400
+
+
+def test_one_job_at_a_time_owns_a_directory(tmp_path):
+    lease = Lease(tmp_path)
+    with pytest.raises(StateError, match="in use by process"):
+        Lease(tmp_path)
+    lease.release()
+    Lease(tmp_path).release()
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_any_sequence_of_faults_applies_each_record_once_and_in_order(tmp_path, seed):
+    rng = random.Random(seed)
+    config = {"inputs_bytes": rng.choice([1, 5_000, 1 << 20]), "snapshot_interval_s": rng.choice([0.0, 1e9])}
+    one, cells = shard(tmp_path, **config), Cells()
+    at = 0
+    while at < 300:
+        end = at + rng.randint(0, 20)
+        fault = rng.random()
+        if fault < 0.1:
+            one = shard(tmp_path, **config)  # a new worker process, the same Beam state
+        elif fault < 0.2:
+            one.process(cells, batch(at, end))  # a bundle that fails afterwards
+            cells.rollback()
+            continue
+        elif fault < 0.25:
+            one.version = Version(one.version.applied, "another attempt's")
+        elif fault < 0.3:
+            one, cells = shard(tmp_path, **config), Cells()  # a job started anew
+            at = StateFiles(tmp_path, 0).positions().get(LOG, (0,))[0]
+            end = at + rng.randint(0, 20)
+        one.process(cells, batch(at, end))
+        cells.commit()
+        at = end
+    plain = Tally()
+    plain.apply(EventBatch.decode(batch(0, at)))
+    assert one.step.times == plain.times
+    assert one.step.digest == plain.digest
