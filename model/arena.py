@@ -1,4 +1,4 @@
-"""Row storage of an embedding table: columns that grow in place.
+"""Row storage of an embedding table: columns that grow in place, and the rows handed out of them.
 
 Memory is reserved as zero pages, which the system commits on first use, and growth remaps those pages instead of
 copying them: a row costs nothing before it is used, and growing never copies the rows.
@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from numba import njit
+from numpy.typing import DTypeLike, NDArray
 
 MAX_ROWS = 2**31 - 1  # row numbers are int32
+_HUGE = 1 << 22  # bytes from which a column asks for huge pages: random rows then miss the TLB far less
+NEXT, FREE = 0, 1  # cells of RowArrays.meta: first row never used, rows on the free list
+
+
+def kernel_array(array: NDArray, dtype: DTypeLike) -> NDArray:
+    """The array as kernels are compiled for: contiguous, aligned, writeable; copied only where it is not."""
+    return np.require(array, dtype, ["C", "A", "W"])
 
 
 class GrowingArray:
@@ -22,7 +31,7 @@ class GrowingArray:
     A view that is kept stays readable but shows a copy of the past.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike, capacity: int = 1024) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike, capacity: int = 1024) -> None:
         self._shape = shape
         self._dtype = np.dtype(dtype)
         self.row_nbytes = int(np.prod(shape, dtype=np.int64)) * self._dtype.itemsize
@@ -36,7 +45,9 @@ class GrowingArray:
     def reserve(self, rows: int) -> None:
         """Makes room for at least `rows` rows; capacity at least doubles, since zero pages are free.
 
-        Raises: MemoryError when the system refuses; OverflowError past 2^31 - 1 rows.
+        Raises:
+            MemoryError: the system refuses.
+            OverflowError: past 2^31 - 1 rows.
         """
         capacity = len(self)
         if rows <= capacity:
@@ -47,6 +58,7 @@ class GrowingArray:
         del self.array  # the pages can move only while nobody looks at them
         try:
             self._map.resize(grown * self.row_nbytes)
+            _advise(self._map)
             capacity = grown
         except (BufferError, SystemError):
             # A view is still held somewhere, or the platform has no mremap: the rows are copied this once.
@@ -58,13 +70,20 @@ class GrowingArray:
         finally:
             self.array = self._view(capacity)
 
-    def _view(self, rows: int) -> npt.NDArray:
+    def _view(self, rows: int) -> NDArray:
         return np.frombuffer(self._map, self._dtype).reshape(rows, *self._shape)
 
 
 def _zero_pages(nbytes: int) -> mmap.mmap:
     # Private: a forked worker gets its own copy on write, as of any other memory.
-    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _advise(pages)
+    return pages
+
+
+def _advise(pages: mmap.mmap) -> None:
+    if len(pages) >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
 
 
 @dataclass(frozen=True)
@@ -72,15 +91,130 @@ class TableRows:
     """Whole rows by key: what snapshots and exports carry; a slot's default row has a negative key.
 
     keys int64[R], values float32[R, 1 + dim] (first order weight, then the embedding), optimizer float32[R, K]
-    (unused columns zero), steps int32[R] (Adam's, per row), counts int32[R], last_seen_ms int64[R].
+    (unused columns zero), steps int32[R] (Adam's, per row), counts int32[R], last_seen_ms int64[R], versions int64[R]
+    (of the row's last touch).
     """
 
-    keys: npt.NDArray[np.int64]
-    values: npt.NDArray[np.float32]
-    optimizer: npt.NDArray[np.float32]
-    steps: npt.NDArray[np.int32]
-    counts: npt.NDArray[np.int32]
-    last_seen_ms: npt.NDArray[np.int64]
+    keys: NDArray[np.int64]
+    values: NDArray[np.float32]
+    optimizer: NDArray[np.float32]
+    steps: NDArray[np.int32]
+    counts: NDArray[np.int32]
+    last_seen_ms: NDArray[np.int64]
+    versions: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def check(self, row_width: int, optimizer_width: int) -> None:
+        """Check that these rows fit a table of rows so wide.
+
+        Raises:
+            ValueError: they do not.
+        """
+        # Rows from before the first slot with Adam was appended lack its second moments.
+        narrow = self.optimizer.shape == (len(self), row_width)
+        shapes = (
+            ("values", self.values, (row_width,)),
+            ("optimizer", self.optimizer, (row_width if narrow else optimizer_width,)),
+            ("steps", self.steps, ()),
+            ("counts", self.counts, ()),
+            ("last_seen_ms", self.last_seen_ms, ()),
+            ("versions", self.versions, ()),
+        )
+        for name, array, shape in shapes:
+            if array.shape != (len(self), *shape):
+                raise ValueError(
+                    f"rows to load: {name} is {list(array.shape)}, expected {[len(self), *shape]}: is it another configuration?"
+                )
+        if not self.keys.all():
+            raise ValueError("rows to load: key 0 pads and has no row: leave it out")
+
+
+class RowArrays(NamedTuple):
+    """The arena's arrays as the kernels take them; meta int64[2] is (NEXT, FREE)."""
+
+    values: NDArray[np.float32]
+    optimizer: NDArray[np.float32]
+    steps: NDArray[np.int32]
+    counts: NDArray[np.int32]
+    last_seen_ms: NDArray[np.int64]
+    free: NDArray[np.int32]
+    meta: NDArray[np.int64]
+
+
+class RowArena:
+    """Rows of a table, structure of arrays; the key of a row lies in the table's index.
+
+    Freed rows are handed out again, last freed first, before rows never used.
+    """
+
+    def __init__(self, row_width: int, optimizer_width: int, capacity: int) -> None:
+        self._values = GrowingArray((row_width,), np.float32, capacity)
+        self._optimizer = GrowingArray((optimizer_width,), np.float32, capacity)
+        self._steps = GrowingArray((), np.int32, capacity)
+        self._counts = GrowingArray((), np.int32, capacity)
+        self._last_seen = GrowingArray((), np.int64, capacity)
+        self._free = GrowingArray((), np.int32, capacity)
+        self._meta = np.zeros(2, np.int64)
+        self._columns = (self._values, self._optimizer, self._steps, self._counts, self._last_seen, self._free)
+
+    def __len__(self) -> int:
+        """Rows handed out and not freed."""
+        return int(self._meta[NEXT] - self._meta[FREE])
+
+    @property
+    def end(self) -> int:
+        """First row number never used."""
+        return int(self._meta[NEXT])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows used so far, freed ones included."""
+        return self.end * sum(column.row_nbytes for column in self._columns)
+
+    def reserve(self, more: int) -> int:
+        """Makes room for `more` rows at once. Returns the number of rows reserved in all."""
+        rows = int(self._meta[NEXT]) + max(0, more - int(self._meta[FREE]))
+        for column in self._columns:
+            column.reserve(rows)
+        return len(self._values)
+
+    def take(self, rows: int) -> NDArray[np.int32]:
+        """`rows` rows to use, int32[rows], their contents undefined."""
+        self.reserve(rows)
+        reused = min(rows, int(self._meta[FREE]))
+        self._meta[FREE] -= reused
+        again = self._free.array[self._meta[FREE] : self._meta[FREE] + reused][::-1]
+        fresh = np.arange(self.end, self.end + rows - reused, dtype=np.int32)
+        self._meta[NEXT] += fresh.size
+        return np.concatenate([again, fresh])
+
+    def put_back(self, rows: NDArray[np.int32]) -> None:
+        """Puts rows int32[N], all in use, on the free list."""
+        self._free.array[self._meta[FREE] : self._meta[FREE] + rows.size] = rows
+        self._meta[FREE] += rows.size
+
+    def arrays(self) -> RowArrays:
+        """The arrays for one kernel call; valid until the next `reserve`."""
+        values, optimizer, steps, counts, last_seen, free = (column.array for column in self._columns)
+        return RowArrays(values, optimizer, steps, counts, last_seen, free, self._meta)
+
+
+@njit(inline="always")
+def take_row(free: NDArray[np.int32], meta: NDArray[np.int64]) -> np.int64:
+    """A row to use, its contents undefined; the caller has reserved it."""
+    if meta[FREE] > 0:
+        meta[FREE] -= 1
+        row = np.int64(free[meta[FREE]])
+    else:
+        row = meta[NEXT]
+        meta[NEXT] += 1
+    return row
+
+
+@njit(inline="always")
+def free_row(free: NDArray[np.int32], meta: NDArray[np.int64], row: int) -> None:
+    """Puts a row on the free list."""
+    free[meta[FREE]] = row
+    meta[FREE] += 1

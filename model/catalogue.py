@@ -13,10 +13,13 @@ import pyarrow as pa
 
 from schemas.config import FeatureConfig
 
+from .cuckoo import CuckooIndex
 from .feature_ids import hash_strings
-from .snapshot import Increment, KeyedPart
+from .snapshot import Increment, KeyedPart, matrix_column, matrix_of
 
 USERS, ITEMS = "catalogue_users", "catalogue_items"
+#: Bits of the hash by which entries are told apart: among a million names, two collide once in nine million such sets.
+NAME_BITS = 62
 
 
 @dataclass(frozen=True)
@@ -34,83 +37,97 @@ class Entries:
     last_seen_ms: np.ndarray
 
     def newest(self, n: int) -> Entries:
-        """The ``n`` seen last, newest first; ties by name, so that the choice is the same everywhere."""
+        """The `n` seen last, newest first; ties by name, so that the choice is the same everywhere."""
         order = np.lexsort((self.names.astype(str), -self.last_seen_ms))[:n]
         return Entries(self.names[order], self.ids[order], self.last_seen_ms[order])
 
 
 class _Side:
-    """Entries by 62-bit hash of their name; the oldest tenth leaves when there are too many."""
+    """Entries by a hash of their name, in rows without gaps; the oldest tenth leaves when there are too many."""
 
     def __init__(self, width: int, most: int) -> None:
         self._most = most
-        self._row: dict[int, int] = {}
+        self._index = CuckooIndex(1024)
+        self._size = 0
         self._keys = np.zeros(0, np.int64)
         self._names = np.zeros(0, object)
         self._ids = np.zeros((0, width), np.int64)
         self._seen = np.zeros(0, np.int64)
-        self._dirty = np.zeros(0, bool)
-        self._removed: list[int] = []
+        # Changes are stamped by increment, so that what changes while one is being written belongs to the next.
+        self._stamps = np.zeros(0, np.int64)
+        self._stamp = self._durable = 0
+        self._gone: list[tuple[int, np.ndarray]] = []
 
     def update(self, names: np.ndarray, ids: np.ndarray, time_ms: np.ndarray) -> None:
-        """The last mention in a batch counts."""
-        keys = hash_strings(names, bits=62)
-        unique, last = np.unique(keys[::-1], return_index=True)
-        last = keys.size - 1 - last
-        rows = np.fromiter((self._row.get(key, -1) for key in unique.tolist()), np.int64, unique.size)
+        """Names object[N], ids int64[N, W], event times int64[N]; of a name's mentions the newest counts, the later of
+        equals; one older than what is known changes nothing."""
+        order = np.argsort(time_ms, kind="stable")[::-1]
+        keys, at = np.unique(_keys_of(names)[order], return_index=True)
+        at = order[at]
+        rows = self._index.find(keys)
         fresh = np.flatnonzero(rows < 0)
-        if fresh.size:
-            rows[fresh] = np.arange(self._keys.size, self._keys.size + fresh.size)
-            self._row.update(zip(unique[fresh].tolist(), rows[fresh].tolist(), strict=True))
-            grow = fresh.size
-            self._keys = np.concatenate([self._keys, unique[fresh]])
-            self._names = np.concatenate([self._names, names[last[fresh]]])
-            self._ids = np.concatenate([self._ids, np.zeros((grow, self._ids.shape[1]), np.int64)])
-            self._seen = np.concatenate([self._seen, np.full(grow, -1, np.int64)])
-            self._dirty = np.concatenate([self._dirty, np.zeros(grow, bool)])
-        self._ids[rows] = ids[last]
-        self._seen[rows] = np.maximum(self._seen[rows], time_ms[last])
-        self._dirty[rows] = True
-        if self._keys.size > self._most:
-            self._evict()
+        rows[fresh] = self._take(keys[fresh])
+        newer = time_ms[at] >= self._seen[rows]
+        rows, at = rows[newer], at[newer]
+        self._names[rows], self._ids[rows], self._seen[rows] = names[at], ids[at], time_ms[at]
+        self._stamps[rows] = self._stamp
+        if self._size > self._most:
+            self._evict(self._most * 9 // 10)
 
     def entries(self) -> Entries:
-        return Entries(self._names, self._ids, self._seen)
+        live = slice(self._size)
+        return Entries(self._names[live].copy(), self._ids[live].copy(), self._seen[live].copy())
 
     def part(self) -> KeyedPart:
-        rows = np.flatnonzero(self._dirty)
-        ids = pa.FixedSizeListArray.from_arrays(pa.array(self._ids[rows].ravel()), self._ids.shape[1])
-        table = pa.table(
-            {
-                "key": self._keys[rows],
-                "name": pa.array(self._names[rows].tolist(), pa.string()),
-                "ids": ids,
-                "last_seen_ms": self._seen[rows],
-            }
-        )
-        return KeyedPart(table, np.array([key for key in self._removed if key not in self._row], np.int64))
+        """What changed since the last part that was made durable."""
+        rows = np.flatnonzero(self._stamps[: self._size] >= self._durable)
+        gone = np.unique(np.concatenate([np.zeros(0, np.int64), *(keys for _, keys in self._gone)]))
+        self._stamp += 1
+        table = {
+            "key": self._keys[rows],
+            "name": pa.array(self._names[rows].tolist(), pa.string()),
+            "ids": matrix_column(self._ids[rows]),
+            "last_seen_ms": self._seen[rows],
+        }
+        return KeyedPart(pa.table(table), gone[self._index.find(gone) < 0])
 
     def committed(self) -> None:
-        self._dirty[:] = False
-        self._removed = []
+        """The last part is durable."""
+        self._durable = self._stamp
+        self._gone = [(stamp, keys) for stamp, keys in self._gone if stamp >= self._durable]
 
-    def load(self, entries: Entries, keys: np.ndarray) -> None:
-        self._keys, self._names, self._ids, self._seen = (
-            keys.copy(),
-            entries.names,
-            entries.ids.copy(),
-            entries.last_seen_ms.copy(),
-        )
-        self._dirty = np.zeros(keys.size, bool)
-        self._row = {key: row for row, key in enumerate(keys.tolist())}
+    def load(self, part: KeyedPart) -> None:
+        """Take the entries of a merged part, all of them durable."""
+        entries = entries_of(part.rows)
+        rows = self._take(part.rows.column("key").to_numpy())
+        self._names[rows], self._ids[rows], self._seen[rows] = entries.names, entries.ids, entries.last_seen_ms
+        self._stamps[rows] = -1
 
-    def _evict(self) -> None:
-        keep = np.sort(np.argsort(self._seen, kind="stable")[self._keys.size - self._most * 9 // 10 :])
-        gone = np.setdiff1d(self._keys, self._keys[keep])
-        self._removed += gone.tolist()
-        self._keys, self._names, self._ids = self._keys[keep], self._names[keep], self._ids[keep]
-        self._seen, self._dirty = self._seen[keep], self._dirty[keep]
-        self._row = {key: row for row, key in enumerate(self._keys.tolist())}
+    def _take(self, keys: np.ndarray) -> np.ndarray:
+        """Rows int32[N] for new keys."""
+        rows = np.arange(self._size, self._size + keys.size, dtype=np.int32)
+        self._size += keys.size
+        if self._size > self._keys.size:
+            more = max(1024, self._size) * 2 - self._keys.size
+            self._keys = np.concatenate([self._keys, np.zeros(more, np.int64)])
+            self._names = np.concatenate([self._names, np.zeros(more, object)])
+            self._ids = np.concatenate([self._ids, np.zeros((more, self._ids.shape[1]), np.int64)])
+            self._seen = np.concatenate([self._seen, np.zeros(more, np.int64)])
+            self._stamps = np.concatenate([self._stamps, np.zeros(more, np.int64)])
+        self._index.insert(keys, rows)
+        self._keys[rows], self._seen[rows] = keys, np.iinfo(np.int64).min
+        return rows
+
+    def _evict(self, kept: int) -> None:
+        # By key where times are equal: the order of rows is another after a restart.
+        order = np.lexsort((self._keys[: self._size], self._seen[: self._size]))
+        self._gone.append((self._stamp, self._keys[order[: self._size - kept]].copy()))
+        rows = np.sort(order[self._size - kept :])
+        columns = [column[rows] for column in (self._keys, self._names, self._ids, self._seen, self._stamps)]
+        self._keys, self._names, self._ids, self._seen, self._stamps = columns
+        self._size = kept
+        self._index = CuckooIndex(kept)
+        self._index.insert(self._keys, np.arange(kept, dtype=np.int32))
 
 
 class Catalogue:
@@ -125,7 +142,12 @@ class Catalogue:
         self._sides = {USERS: _Side(config.user_width, max_users), ITEMS: _Side(config.item_width, max_items)}
 
     def update(
-        self, users: np.ndarray, user_ids: np.ndarray, items: np.ndarray, item_ids: np.ndarray, time_ms: np.ndarray
+        self,
+        users: np.ndarray,
+        user_ids: np.ndarray,
+        items: np.ndarray,
+        item_ids: np.ndarray,
+        time_ms: np.ndarray,
     ) -> None:
         """Rows of a batch: names object[N], packed ids int64[N, Wu] and int64[N, Wi], event times int64[N]."""
         self._sides[USERS].update(users, user_ids, time_ms)
@@ -140,7 +162,7 @@ class Catalogue:
         return self._sides[ITEMS].entries()
 
     def increment(self) -> Increment:
-        """What changed since the last :meth:`committed`."""
+        """What changed before this call and is not in an increment that was `committed`."""
         return Increment({name: side.part() for name, side in self._sides.items()})
 
     def committed(self) -> None:
@@ -149,18 +171,17 @@ class Catalogue:
             side.committed()
 
     def load(self, state: Increment) -> None:
-        """Restore a merged increment."""
+        """Restore a merged increment into a new catalogue."""
         for name, side in self._sides.items():
-            side.load(entries_of(state.keyed[name].rows), state.keyed[name].rows.column("key").to_numpy())
+            side.load(state.keyed[name])
 
 
 def entries_of(table: pa.Table) -> Entries:
     """Entries as a snapshot's part holds them."""
-    table = table.combine_chunks()
-    width = table.column("ids").type.list_size
-    flat = table.column("ids").combine_chunks().flatten() if table.num_rows else pa.array([], pa.int64())
-    return Entries(
-        table.column("name").to_numpy(zero_copy_only=False),
-        flat.to_numpy(zero_copy_only=False).reshape(-1, width),
-        table.column("last_seen_ms").to_numpy(),
-    )
+    names = table.column("name").to_numpy()
+    return Entries(names, matrix_of(table.column("ids")), table.column("last_seen_ms").to_numpy())
+
+
+def _keys_of(names: np.ndarray) -> np.ndarray:
+    # Above 0, which an index cannot hold.
+    return hash_strings(names, bits=NAME_BITS) + 1

@@ -1,176 +1,132 @@
-"""Collisionless index from int64 key to int32 value: bucketised cuckoo hashing.
+"""Collisionless index from key to row number: bucketised cuckoo hashing.
 
-A key has two buckets of four cells and lies in one of them, or in a small stash. A key that finds both full displaces
-another to that one's other bucket, and so on, a bounded number of times; when that fails it goes to the stash, and when
-the stash is full the index doubles. Keys are compared whole: no two are ever merged and none is dropped.
+A key has two buckets of four cells; a cell holds an 8-bit tag of the hash and a row number, and the key itself lies in
+`keys[row]`, where it is compared whole: no two keys are ever merged. A key that finds both buckets full displaces others
+along the shortest path to a free cell (breadth first, bounded); where there is none it goes to a small stash, and when
+that is full the index doubles. Doubling splits every bucket in two and touches no row.
 
-References:
-    Pagh and Rodler: Cuckoo hashing, 2004. Kirsch, Mitzenmacher and Wieder: More robust hashing: cuckoo hashing with a
-    stash, 2009. Monolith, arXiv 2209.07663, section 2.1.
+References: Pagh and Rodler, "Cuckoo hashing", 2004; Fan, Andersen and Kaminsky, "MemC3", NSDI 2013 (tags, path search);
+Kirsch, Mitzenmacher and Wieder, "More robust hashing: cuckoo hashing with a stash", 2009; Monolith, arXiv 2209.07663 §2.1.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numpy.typing import NDArray
 
-from .feature_ids import mix63_jit
+from .arena import GrowingArray, kernel_array
+from .cuckoo_kernels import (
+    CELLS,
+    DONE,
+    MAX_LOAD,
+    NO_ROOM,
+    SIZE,
+    STASHED,
+    IndexArrays,
+    find_rows,
+    put_rows,
+    remove_keys,
+    split_buckets,
+    unstash,
+)
 
-MISS = -1
-_CELLS = 4
+_MIN_BUCKETS = 16
 _STASH = 8
-_DISPLACEMENTS = 200
-_MAX_LOAD = 0.85
-_FREE = np.int64(np.iinfo(np.int64).min)  # no key: feature ids are >= 0, reserved keys small negatives
-
-
-@njit(inline="always", cache=True)
-def _buckets(key, mask):  # type: ignore[no-untyped-def]
-    """The two hash functions: low and high half of one mixed key."""
-    h = mix63_jit(key & np.int64(0x7FFFFFFFFFFFFFFF))
-    return (h & mask) * _CELLS, ((h >> 31) & mask) * _CELLS
-
-
-@njit(inline="always", cache=True)
-def _cell_of(keys, mask, key):  # type: ignore[no-untyped-def]
-    b1, b2 = _buckets(key, mask)
-    for c in range(b1, b1 + _CELLS):
-        if keys[c] == key:
-            return c
-    for c in range(b2, b2 + _CELLS):
-        if keys[c] == key:
-            return c
-    for c in range(keys.size - _STASH, keys.size):
-        if keys[c] == key:
-            return c
-    return -1
-
-
-@njit(nogil=True, cache=True)
-def find_all(keys, values, mask, wanted, found):  # type: ignore[no-untyped-def]
-    """Values of ``wanted`` into ``found``; MISS where there is none."""
-    for i in range(wanted.size):
-        c = _cell_of(keys, mask, wanted[i])
-        found[i] = values[c] if c >= 0 else MISS
-
-
-@njit(nogil=True, cache=True)
-def put_all(keys, values, mask, new_keys, new_values, first):  # type: ignore[no-untyped-def]
-    """Insert or overwrite from ``first`` on; returns (how far it came, fresh keys). It stops when the index must grow."""
-    fresh = 0
-    for i in range(first, new_keys.size):
-        c = _cell_of(keys, mask, new_keys[i])
-        if c >= 0:
-            values[c] = new_values[i]
-            continue
-        if not _place(keys, values, mask, new_keys[i], new_values[i]):
-            return i, fresh
-        fresh += 1
-    return new_keys.size, fresh
-
-
-@njit(nogil=True, cache=True)
-def _free_cell(keys, mask, key):  # type: ignore[no-untyped-def]
-    b1, b2 = _buckets(key, mask)
-    for b in (b1, b2):
-        for c in range(b, b + _CELLS):
-            if keys[c] == _FREE:
-                return c
-    return -1
-
-
-@njit(nogil=True, cache=True)
-def _place(keys, values, mask, key, value):  # type: ignore[no-untyped-def]
-    c = _free_cell(keys, mask, key)
-    # The stash is looked at before anything is displaced: a failed chain of displacements must have somewhere to end.
-    spare = -1
-    for s in range(keys.size - _STASH, keys.size):
-        if keys[s] == _FREE:
-            spare = s
-            break
-    if c < 0 and spare < 0:
-        return False
-    turn = np.uint64(mix63_jit(key & np.int64(0x7FFFFFFFFFFFFFFF)))
-    steps = 0
-    while c < 0 and steps < _DISPLACEMENTS:
-        b1, b2 = _buckets(key, mask)
-        turn = turn * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-        victim = (b1 if (turn >> np.uint64(60)) & np.uint64(1) else b2) + np.int64((turn >> np.uint64(61)) & np.uint64(3))
-        key, keys[victim] = keys[victim], key
-        value, values[victim] = values[victim], value
-        c = _free_cell(keys, mask, key)
-        steps += 1
-    if c < 0:
-        c = spare
-    keys[c], values[c] = key, value
-    return True
-
-
-@njit(nogil=True, cache=True)
-def remove_all(keys, mask, gone):  # type: ignore[no-untyped-def]
-    """Remove keys; returns how many there were."""
-    n = 0
-    for i in range(gone.size):
-        c = _cell_of(keys, mask, gone[i])
-        if c >= 0:
-            keys[c] = _FREE
-            n += 1
-    return n
+_MIN_LOAD = 0.125  # keys that crowd an index emptier than this share both buckets: doubling would not part them
 
 
 class CuckooIndex:
-    """Map from int64 key to int32 value, in batches.
+    """Map from int64 keys to distinct row numbers, in batches.
+
+    A key is any int64 but 0, which pads; a row number belongs to one key at a time. Reading and writing are not
+    synchronised: one thread at a time.
 
     Args:
-        capacity: keys it has room for at first; it doubles as needed.
+        capacity: keys to make room for at first; the index doubles as needed and never shrinks.
     """
 
     def __init__(self, capacity: int = 1024) -> None:
-        self._size = 0
-        self._allocate(max(16, 1 << int(capacity / (_CELLS * _MAX_LOAD)).bit_length()))
+        buckets = _MIN_BUCKETS
+        while buckets * CELLS * MAX_LOAD < capacity:
+            buckets *= 2
+        self._tags = np.zeros(buckets * CELLS, np.uint8)
+        self._rows = np.zeros(buckets * CELLS, np.int32)
+        self._stash = np.zeros(_STASH, np.int32)
+        self._keys = GrowingArray((), np.int64, capacity)
+        self._meta = np.zeros(2, np.int64)
 
     def __len__(self) -> int:
-        return self._size
+        """Keys held."""
+        return int(self._meta[SIZE])
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """The key of each row, int64[rows reserved], 0 where there is none; valid until rows are next reserved."""
+        return self._keys.array
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return int(self._keys.nbytes + self._values.nbytes)
+        """Bytes of tags, row numbers and stash; keys are counted with their rows."""
+        return self._tags.nbytes + self._rows.nbytes + self._stash.nbytes
 
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """Values of int64[N] keys: int32[N], -1 where there is none."""
+    def find(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Rows int32[N] of keys int64[N]; -1 where there is none."""
+        keys = kernel_array(keys, np.int64)
         found = np.empty(keys.size, np.int32)
-        find_all(self._keys, self._values, self._mask, keys, found)
+        find_rows(self.arrays(), keys, found)
         return found
 
-    def insert(self, keys: np.ndarray, values: np.ndarray) -> None:
-        """Insert or overwrite: keys int64[N], values int32[N]; of equal keys the last one counts."""
-        at = 0
-        while self._size + keys.size - at > _MAX_LOAD * _CELLS * (self._mask + 1):
-            self._grow()
-        while at < keys.size:
-            at, fresh = put_all(self._keys, self._values, self._mask, keys, values, at)
-            self._size += fresh
-            if at < keys.size:
-                self._grow()
+    def insert(self, keys: NDArray[np.int64], rows: NDArray[np.int32]) -> None:
+        """Gives keys int64[N] their rows int32[N], in turn; a key that is there already changes its row.
 
-    def remove(self, keys: np.ndarray) -> None:
-        """Remove keys, those that are there."""
-        self._size -= remove_all(self._keys, self._mask, keys)
+        Raises:
+            ValueError: key 0, a negative row, or a row that another key has; pairs before it are in by then in the
+                last case, none otherwise.
+        """
+        keys, rows = kernel_array(keys, np.int64), kernel_array(rows, np.int32)
+        if keys.shape != rows.shape:
+            raise ValueError(f"{keys.size} keys cannot have {rows.size} rows: give each key one row")
+        if not keys.size:
+            return
+        if not keys.all():
+            raise ValueError("key 0 pads and has no row: leave it out")
+        if rows.min() < 0:
+            raise ValueError(f"row {rows.min()} is negative: rows count from 0")
+        self.reserve_rows(int(rows.max()) + 1)
+        at, status = 0, NO_ROOM
+        while status != DONE:
+            at, status = put_rows(self.arrays(), keys, rows, at)
+            if status == NO_ROOM:
+                self.grow()
+            elif status != DONE:
+                owner = int(self.keys[rows[at]])
+                raise ValueError(f"row {rows[at]} belongs to key {owner}, not {keys[at]}: remove that key first")
 
-    def items(self) -> tuple[np.ndarray, np.ndarray]:
-        """All keys int64[N] and values int32[N], in no particular order."""
-        there = self._keys != _FREE
-        return self._keys[there], self._values[there]
+    def remove(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Removes keys int64[N]. Returns the rows int32[N] they had, -1 where there was none."""
+        keys = kernel_array(keys, np.int64)
+        rows = np.empty(keys.size, np.int32)
+        remove_keys(self.arrays(), keys, rows)
+        return rows
 
-    def _allocate(self, buckets: int) -> None:
-        self._mask = np.int64(buckets - 1)
-        self._keys = np.full(buckets * _CELLS + _STASH, _FREE, np.int64)
-        self._values = np.zeros(self._keys.size, np.int32)
+    def reserve_rows(self, rows: int) -> None:
+        """Makes room for the keys of row numbers below `rows`."""
+        self._keys.reserve(rows)
 
-    def _grow(self) -> None:
-        keys, values = self.items()
-        placed = False
-        while not placed:
-            self._allocate(2 * int(self._mask + 1))
-            placed = put_all(self._keys, self._values, self._mask, keys, values, 0)[0] == keys.size
+    def arrays(self) -> IndexArrays:
+        """The index for one kernel call; valid until `grow` or `reserve_rows`."""
+        words = self._tags.view(np.uint32)
+        return IndexArrays(self._tags, words, self._rows, self._stash, self._keys.array, self._meta)
+
+    def grow(self) -> None:
+        """Doubles the index, or the stash where doubling would not part the keys that fill it."""
+        if len(self) < _MIN_LOAD * self._tags.size:
+            self._stash = np.concatenate([self._stash, np.zeros_like(self._stash)])
+            return
+        tags = np.zeros(2 * self._tags.size, np.uint8)
+        rows = np.zeros(2 * self._rows.size, np.int32)
+        split_buckets(self.arrays(), tags, rows)
+        self._tags, self._rows = tags, rows
+        stashed = self._stash[: self._meta[STASHED]].copy()
+        self._meta[STASHED] = 0
+        unstash(self.arrays(), stashed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +10,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Delta:
-    """Parameters touched after ``from_version``, as they are at ``to_version``.
+    """Parameters touched after `from_version`, as they are at `to_version`.
 
     Attributes:
         shard: whose parameters.
         epoch: drawn at each restore of the shard; a newer epoch overrides an older one.
-        from_version, to_version: model versions, counted in steps.
+        from_version, to_version: model versions, counted in steps; a delta from version 0 holds everything, and replaces
+            what a copy has.
         newest_event_ms: newest event time learned from, ms.
         keys: int64[R], feature ids; a slot's default row has its reserved negative key.
         rows: float32[R, 1 + dim], first-order weight and embedding.
@@ -35,7 +35,7 @@ class Delta:
     dense: dict[str, np.ndarray] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
-        """As a record of the parameter log (``delta.avsc``); arrays as little-endian bytes."""
+        """As a record of the parameter log (`delta.avsc`); arrays as little-endian bytes."""
         dense = [
             {"name": name, "shape": list(array.shape), "values": np.ascontiguousarray(array, "<f4").tobytes()}
             for name, array in self.dense.items()
@@ -55,7 +55,7 @@ class Delta:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Delta:
-        """The inverse of :meth:`to_record`."""
+        """The inverse of `to_record`."""
         return cls(
             shard=record["shard"],
             epoch=record["epoch"],
@@ -66,10 +66,4 @@ class Delta:
             rows=np.frombuffer(record["rows"], "<f4").reshape(-1, record["width"]),
             removed=np.frombuffer(record["removed"], "<i8"),
             dense={d["name"]: np.frombuffer(d["values"], "<f4").reshape(d["shape"]) for d in record["dense"]},
-        )
-
-    def describe(self) -> str:
-        """One line for logs."""
-        return json.dumps(
-            {"from": self.from_version, "to": self.to_version, "rows": len(self.keys), "removed": len(self.removed)}
         )

@@ -1,104 +1,133 @@
-"""Kernels between ids and slots: distinct ids of a batch, rows pooled into slots, gradients scattered back."""
+"""From the rows of distinct ids to pooled slots, and from the slots' gradients back to the ids."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-from .feature_ids import mix63_jit
+from .arena import kernel_array
 
 
-@njit(nogil=True, cache=True)
-def dedup_ids(ids, inverse, unique, table_id, table_at):  # type: ignore[no-untyped-def]
-    """Distinct ids in order of appearance, 0 first; ``inverse`` int32[N * W] leads back. Returns how many there are.
+def check_inverse(inverse: NDArray[np.int32], unique: int, width: int) -> NDArray[np.int32]:
+    """The inverse int32[N, W] as kernels take it.
 
-    ``table_id`` and ``table_at`` are an open-addressing table, a power of two larger than the ids, all -1.
+    Raises:
+        ValueError: it does not lead into `unique` ids.
     """
-    mask = table_id.size - 1
-    unique[0] = 0
-    n = 1
-    for i in range(ids.size):
-        key = ids[i]
-        if key == 0:
-            inverse[i] = 0
-            continue
-        at = mix63_jit(key) & mask
-        while table_id[at] != key:
-            if table_id[at] == -1:
-                table_id[at], table_at[at] = key, n
-                unique[n] = key
-                n += 1
-                break
-            at = (at + 1) & mask
-        inverse[i] = table_at[at]
-    return n
+    inverse = kernel_array(inverse, np.int32)
+    if inverse.ndim != 2 or inverse.shape[1] != width:
+        raise ValueError(f"an inverse of shape {inverse.shape} for {width} id columns: pass what dedup returned")
+    # As unsigned numbers the negative ones are the largest: one pass checks both ends.
+    if inverse.size and int(inverse.view(np.uint32).max()) >= unique:
+        raise ValueError(f"the inverse leads outside its {unique} distinct ids: pass what the same dedup returned")
+    return inverse
 
 
-@njit(nogil=True, cache=True)
-def pool_rows(values, rows, inverse, column_slot, mean, out):  # type: ignore[no-untyped-def]
-    """``out`` float32[N, S, 1 + dim]: sum, or mean over the ids present, of the rows of each slot's columns."""
-    n, width = inverse.shape
-    d1 = values.shape[1]
-    for i in range(n):
+def check_pooled(name: str, array: NDArray[np.float32], rows: int, shape: tuple[int, ...]) -> None:
+    """Check that the array is contiguous float32[>= rows, *shape], as kernels take it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if (
+        array.dtype != np.float32
+        or array.ndim != 1 + len(shape)
+        or array.shape[1:] != shape
+        or len(array) < rows
+        or not (array.flags.c_contiguous and array.flags.aligned)
+    ):
+        expected = ", ".join(map(str, (f">= {rows}", *shape)))
+        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}: pass contiguous float32[{expected}]")
+
+
+def read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A view as TensorFlow's arrays are: that is a type of its own to Numba, and one kernel serves all."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pool_rows(
+    values: NDArray[np.float32],
+    rows: NDArray[np.int32],
+    inverse: NDArray[np.int32],
+    column_slot: NDArray[np.int32],
+    mean: NDArray[np.bool_],
+    first_out: NDArray[np.float32],
+    v_out: NDArray[np.float32],
+) -> None:
+    """Pools rows by slot: weights into `first_out` float32[>= N, S], embeddings into `v_out` float32[>= N, S, dim].
+
+    Args:
+        values: float32[rows, 1 + dim], first-order weight, then embedding; row 0 is zeros.
+        rows: int32[U], rows of the distinct ids, of which the first is padding, in row 0.
+        inverse: int32[N, W].
+        column_slot: int32[W], ascending.
+        mean: bool[S], whether a slot's bag is averaged over the ids present.
+    """
+    dim = v_out.shape[2]
+    width = column_slot.size
+    for i in range(inverse.shape[0]):
         c = 0
         while c < width:
             s = column_slot[c]
-            present = 0
-            for d in range(d1):
-                out[i, s, d] = 0.0
+            row = rows[inverse[i, c]]
+            first_out[i, s] = values[row, 0]
+            for d in range(dim):
+                v_out[i, s, d] = values[row, 1 + d]
+            present = np.int64(inverse[i, c] > 0)
+            c += 1
             while c < width and column_slot[c] == s:
-                u = inverse[i, c]
-                if u > 0:
+                if inverse[i, c] > 0:
                     present += 1
-                    r = rows[u]
-                    for d in range(d1):
-                        out[i, s, d] += values[r, d]
+                    row = rows[inverse[i, c]]
+                    first_out[i, s] += values[row, 0]
+                    for d in range(dim):
+                        v_out[i, s, d] += values[row, 1 + d]
                 c += 1
             if mean[s] and present > 1:
                 scale = np.float32(1.0) / np.float32(present)
-                for d in range(d1):
-                    out[i, s, d] *= scale
+                first_out[i, s] *= scale
+                for d in range(dim):
+                    v_out[i, s, d] *= scale
 
 
-@njit(nogil=True, cache=True)
-def scatter_gradients(grad, inverse, column_slot, mean, out):  # type: ignore[no-untyped-def]
-    """Transpose of :func:`pool_rows`: gradients float32[N, S, 1 + dim] summed by distinct id into ``out`` (zeros)."""
-    n, width = inverse.shape
-    d1 = grad.shape[2]
-    for i in range(n):
+@njit(nogil=True, cache=True, error_model="numpy")
+def scatter_gradients(
+    grad_first: NDArray[np.float32],
+    grad_v: NDArray[np.float32],
+    inverse: NDArray[np.int32],
+    column_slot: NDArray[np.int32],
+    mean: NDArray[np.bool_],
+    out: NDArray[np.float32],
+) -> None:
+    """The transpose of `pool_rows`: adds gradients of pooled slots to those of the distinct ids, `out` float32[U, 1 + dim].
+
+    `grad_first` float32[>= N] is that of the sum of a row's weights, the same for all its slots; `grad_v` is
+    float32[>= N, S, dim].
+    """
+    dim = grad_v.shape[2]
+    width = column_slot.size
+    for i in range(inverse.shape[0]):
         c = 0
         while c < width:
             s = column_slot[c]
-            end = c
-            present = 0
+            end = c + 1
             while end < width and column_slot[end] == s:
-                present += inverse[i, end] > 0
                 end += 1
-            scale = np.float32(1.0) / np.float32(present) if mean[s] and present > 1 else np.float32(1.0)
+            scale = np.float32(1.0)
+            if mean[s] and end - c > 1:
+                present = 0
+                for k in range(c, end):
+                    present += inverse[i, k] > 0
+                if present > 1:
+                    scale = np.float32(1.0) / np.float32(present)
             for k in range(c, end):
                 u = inverse[i, k]
                 if u > 0:
-                    for d in range(d1):
-                        out[u, d] += grad[i, s, d] * scale
+                    out[u, 0] += grad_first[i] * scale
+                    for d in range(dim):
+                        out[u, 1 + d] += grad_v[i, s, d] * scale
             c = end
-
-
-@njit(nogil=True, cache=True)
-def initial_rows(values, state, rows, ids, slots, scales, accumulators, seed):  # type: ignore[no-untyped-def]
-    """New rows: first-order weight 0, embedding normal(0, scale) drawn from (seed, id), so that a replay gives the same."""
-    width = values.shape[1]
-    for i in range(rows.size):
-        row, scale = rows[i], scales[slots[i]]
-        x = mix63_jit(ids[i] ^ mix63_jit(np.int64(seed)))
-        values[row, 0] = 0.0
-        for d in range(1, width, 2):
-            # Box and Muller: two normals of two uniforms.
-            x = mix63_jit((x + np.int64(0x1E3779B97F4A7C15)) & np.int64(0x7FFFFFFFFFFFFFFF))
-            u = ((x >> 32) + 1) / 2147483649.0
-            v = (x & np.int64(0xFFFFFFFF)) / 4294967296.0
-            radius = np.sqrt(-2.0 * np.log(u)) * scale
-            values[row, d] = np.float32(radius * np.cos(2.0 * np.pi * v))
-            if d + 1 < width:
-                values[row, d + 1] = np.float32(radius * np.sin(2.0 * np.pi * v))
-        for d in range(state.shape[1]):
-            state[row, d] = accumulators[slots[i]]

@@ -1,77 +1,61 @@
 """The serving copy as a graph of stock TensorFlow operations, so that an unmodified TF Serving loads it.
 
 Rows lie in one variable, the arena: first the padding row, then the slots' default rows, then live rows. A stock
-DenseHashTable leads from a key, mixed by a bijection (packed ids as they are would crowd its buckets), to its arena row; a
-miss reads its slot's default row. Both are sized at export for more rows than there are: neither ever grows.
+DenseHashTable leads from a key, mixed by a bijection (packed ids as they are would crowd its buckets), to its arena row;
+a miss reads its slot's default row. The graph follows from the configuration alone: no shape in it depends on how many
+rows, users or videos there are, so every version of a model is the same graph with other variables.
 """
 
 from __future__ import annotations
-
-from typing import TypedDict
 
 import numpy as np
 import tensorflow as tf
 
 from schemas.config import FeatureConfig
 
-from .catalogue import Entries
-from .deepfm import DenseLayout, forward
-from .feature_ids import SLOT_SHIFT, hash_strings, mix63, mix63_tf
+from .catalogue import NAME_BITS
+from .deepfm_graphs import forward
+from .dense import DenseLayout
+from .feature_ids import SLOT_SHIFT, mix63_tf
 from .graph_featuriser import graph_featurise, graph_featurise_user
 
-ABSENT = -1
-
-
-class ServingArrays(TypedDict):
-    """What a serving copy is filled with.
-
-    keys int64[R] (live rows, no defaults), rows float32[R, 1 + dim], defaults float32[S, 1 + dim] in slot order,
-    dense by name, versions and epochs int64[shards].
-    """
-
-    keys: np.ndarray
-    rows: np.ndarray
-    defaults: np.ndarray
-    dense: dict[str, np.ndarray]
-    versions: np.ndarray
-    epochs: np.ndarray
+#: Value of a key that is not in a hash table, and the two keys that none may hold.
+ABSENT, EMPTY, DELETED = -1, -1, -2
 
 
 class ServingModel(tf.Module):
-    """The model as it is served.
+    """The model as it is served; its variables are placeholders until a checkpoint is restored into them.
 
-    Args:
-        config: feature configuration.
-        arrays: parameters.
-        users, items: the catalogue.
+    Attributes:
+        arena: float32[capacity, 1 + dim]; row 0 is zero, rows 1 to S are the slots' default rows in slot order.
+        index: mixed key to arena row, `ABSENT` where there is none.
+        rows: int64[], live rows.
+        dense: dense parameters by name.
+        versions, epochs: int64[shards].
+        users: int64[users + 1, Wu], row 0 unused; user_index: hash of the user id to row.
+        item_names: string[M]; items: int64[M, Wi].
     """
 
-    def __init__(self, config: FeatureConfig, arrays: ServingArrays, users: Entries, items: Entries) -> None:
+    def __init__(self, config: FeatureConfig) -> None:
         super().__init__(name="freshet")
         self._config = config
         self._layout = DenseLayout.of(config)
-        first_live = 1 + config.num_slots
-        live = len(arrays["keys"])
-        self._capacity = first_live + max(1024, 1 << int(2 * live).bit_length())
-        arena = np.zeros((self._capacity, 1 + config.model.dim), np.float32)
-        arena[1:first_live] = arrays["defaults"]
-        arena[first_live : first_live + live] = arrays["rows"]
-        self.arena = tf.Variable(arena, trainable=False, name="arena")
-        self.index = _table(self._capacity)
-        self.index.insert(mix63(arrays["keys"]), np.arange(first_live, first_live + live))
-        self.rows = tf.Variable(np.int64(live), trainable=False, name="rows")
-        self.dense = {name: tf.Variable(a, trainable=False, name=name) for name, a in arrays["dense"].items()}
-        self.versions = tf.Variable(arrays["versions"], trainable=False, name="versions")
-        self.epochs = tf.Variable(arrays["epochs"], trainable=False, name="epochs")
-        self.users = tf.Variable(np.concatenate([np.zeros((1, config.user_width), np.int64), users.ids]), trainable=False)
-        self.user_index = _table(2 * len(users.names) + 1024)
-        self.user_index.insert(hash_strings(users.names, bits=62), np.arange(1, 1 + len(users.names)))
-        self.item_names = tf.Variable(tf.constant(items.names, tf.string), trainable=False)
-        self.items = tf.Variable(items.ids, trainable=False)
-        slots = [slot.slot for slot in config.slot_order]
-        default_row = np.zeros(max(slots) + 2, np.int64)
-        default_row[slots] = np.arange(1, first_live)
-        self._default_row = default_row
+        self.arena = _variable("arena", tf.float32, 1 + config.model.dim)
+        self.index = _hash_table()
+        self.rows = tf.Variable(np.int64(0), trainable=False, name="rows")
+        self.dense = {
+            name: tf.Variable(np.zeros(shape, np.float32), trainable=False, name=name)
+            for name, shape in self._layout.shapes.items()
+        }
+        self.versions = _variable("versions", tf.int64)
+        self.epochs = _variable("epochs", tf.int64)
+        self.users = _variable("users", tf.int64, config.user_width)
+        self.user_index = _hash_table()
+        self.item_names = _variable("item_names", tf.string)
+        self.items = _variable("items", tf.int64, config.item_width)
+        numbers = [slot.slot for slot in config.slot_order]
+        self._default_row = np.zeros(max(numbers) + 2, np.int64)
+        self._default_row[numbers] = np.arange(1, 1 + config.num_slots)
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Concrete functions by signature name."""
@@ -112,13 +96,13 @@ class ServingModel(tf.Module):
             "epochs": tf.identity(self.epochs),
             "versions": tf.identity(self.versions),
             "rows": tf.identity(self.rows),
-            "capacity": tf.constant(self._capacity, tf.int64),
+            "capacity": tf.shape(self.arena, tf.int64)[0],
             "heads": tf.constant([head.name for head in self._config.heads]),
         }
 
     def _catalogue(self, user_id: tf.Tensor) -> dict[str, tf.Tensor]:
-        row = self.user_index.lookup(tf.strings.to_hash_bucket_fast(user_id[None], 2**62))[0]
-        known = row >= 0
+        row = self.user_index.lookup(tf.strings.to_hash_bucket_fast(user_id[None], 1 << NAME_BITS))[0]
+        known = row != ABSENT
         stored = tf.gather(self.users, tf.maximum(row, 0))
         source = next((slot.source for slot in self._config.user_slots if slot.kind == "id"), None)
         given = {} if source is None else {source: user_id[None]}
@@ -134,20 +118,25 @@ class ServingModel(tf.Module):
         # A user's ids stand in every row: each distinct id is looked up once.
         unique, inverse = tf.unique(tf.reshape(ids, [-1]))
         found = self.index.lookup(mix63_tf(unique))
-        slot = tf.clip_by_value(
-            tf.bitwise.right_shift(unique, tf.constant(SLOT_SHIFT, tf.int64)), 0, self._default_row.size - 1
-        )
-        rows = tf.where(found == ABSENT, tf.gather(tf.constant(self._default_row), slot), found)
-        rows = tf.where(unique == 0, tf.zeros_like(rows), rows)
-        columns = tf.reshape(tf.gather(tf.gather(self.arena, rows), inverse), [-1, self._config.width, 1 + self._layout.dim])
+        # An id of a slot unknown here, or a negative one, reads the padding row, as if it were absent.
+        slot = tf.bitwise.right_shift(unique, tf.constant(SLOT_SHIFT, tf.int64))
+        slot = tf.clip_by_value(slot, 0, self._default_row.size - 1)
+        default = tf.gather(tf.constant(self._default_row), slot)
+        rows = tf.where((found == ABSENT) | (default == 0), default, found)
+        weights = tf.gather(tf.gather(self.arena, rows), inverse)
+        columns = tf.reshape(weights, [-1, self._config.width, 1 + self._layout.dim])
+        pooled = self._pool(ids, columns)
         dense = {name: tf.convert_to_tensor(variable) for name, variable in self.dense.items()}
-        return forward(dense, self._pool(ids, columns), len(self._layout.hidden))
+        return forward(dense, pooled[:, :, 0], pooled[:, :, 1:], len(self._layout.hidden)).logits
 
     def _pool(self, ids: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         """float32[N, W, 1 + dim] to float32[N, S, 1 + dim]: sum or mean over the ids present in a slot's columns."""
-        widths = [slot.max_length for slot in self._config.slot_order]
+        slots = self._config.slot_order
+        if self._config.width == len(slots):
+            return columns
+        widths = [slot.max_length for slot in slots]
         pooled = []
-        parts = zip(self._config.slot_order, tf.split(columns, widths, axis=1), tf.split(ids, widths, axis=1), strict=True)
+        parts = zip(slots, tf.split(columns, widths, axis=1), tf.split(ids, widths, axis=1), strict=True)
         for slot, part, part_ids in parts:
             total = tf.reduce_sum(part, axis=1)
             if slot.max_length > 1 and slot.pooling == "mean":
@@ -157,9 +146,19 @@ class ServingModel(tf.Module):
         return tf.stack(pooled, axis=1)
 
 
-def _table(entries: int) -> tf.lookup.experimental.DenseHashTable:
-    """Sized so that it stays at most half full."""
-    buckets = 1 << int(2 * entries).bit_length()
+def buckets_for(entries: int) -> int:
+    """Buckets of a hash table that is at most half full with so many entries: a power of two."""
+    return max(1024, 1 << (2 * entries - 1).bit_length())
+
+
+def _hash_table() -> tf.lookup.experimental.DenseHashTable:
+    """int64 keys of 0 or more to int64 values, `ABSENT` for others; a checkpoint brings its own buckets."""
     return tf.lookup.experimental.DenseHashTable(
-        tf.int64, tf.int64, default_value=ABSENT, empty_key=-1, deleted_key=-2, initial_num_buckets=buckets
+        tf.int64, tf.int64, ABSENT, empty_key=EMPTY, deleted_key=DELETED, initial_num_buckets=buckets_for(0)
     )
+
+
+def _variable(name: str, dtype: tf.DType, *width: int) -> tf.Variable:
+    """A variable whose first dimension a checkpoint may change."""
+    initial = np.zeros((1, *width), dtype.as_numpy_dtype) if dtype != tf.string else np.array([b""])
+    return tf.Variable(initial, trainable=False, name=name, dtype=dtype, shape=tf.TensorShape([None, *width]))

@@ -29,8 +29,8 @@ class KeyedPart:
     """Rows that changed and keys that left.
 
     Attributes:
-        rows: table with an int64 column ``key`` of unique keys.
-        removed: int64[], disjoint from the keys of ``rows``.
+        rows: table with an int64 column `key` of unique keys.
+        removed: int64[], disjoint from the keys of `rows`.
     """
 
     rows: pa.Table
@@ -39,7 +39,7 @@ class KeyedPart:
 
 @dataclass
 class Increment:
-    """What changed: ``keyed`` parts merge by key, ``whole`` parts (arrays by name) replace what was there."""
+    """What changed: `keyed` parts merge by key, `whole` parts (arrays by name) replace what was there."""
 
     keyed: dict[str, KeyedPart] = field(default_factory=dict)
     whole: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -55,10 +55,10 @@ class FileEntry:
 
 
 def write_increment(directory: str | os.PathLike[str], stem: str, increment: Increment) -> list[FileEntry]:
-    """Write each part to a file of its own, named by ``stem``; durable when it returns.
+    """Write each part to a file of its own, named by `stem`; durable when it returns.
 
     Raises:
-        OSError: if the disk refuses; nothing that a manifest names has been touched then.
+        OSError: the disk refuses; nothing that a manifest names has been touched then.
     """
     folder = Path(directory)
     entries = []
@@ -77,7 +77,7 @@ def write_increment(directory: str | os.PathLike[str], stem: str, increment: Inc
 
 
 def read_increment(directory: str | os.PathLike[str], entries: Iterable[FileEntry]) -> Increment:
-    """Read and check what :func:`write_increment` wrote.
+    """Read and check what `write_increment` wrote.
 
     Raises:
         SnapshotError: naming the file and what is wrong with it.
@@ -119,6 +119,18 @@ def _merge_keyed(parts: list[KeyedPart]) -> KeyedPart:
     _, last = np.unique(words[::-1], return_index=True)
     keep = row[words.size - 1 - last]
     return KeyedPart(rows.take(pa.array(np.sort(keep[keep >= 0]))).combine_chunks(), np.zeros(0, np.int64))
+
+
+def matrix_column(array: np.ndarray) -> pa.Array:
+    """A matrix [R, W], float32 or int64, as a column of fixed-size lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(array).reshape(-1)), array.shape[1])
+
+
+def matrix_of(column: pa.ChunkedArray) -> np.ndarray:
+    """The inverse of `matrix_column`."""
+    width = column.type.list_size
+    flat = column.combine_chunks().flatten() if len(column) else pa.array([], column.type.value_type)
+    return flat.to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
 def _write(path: Path, table: pa.Table) -> FileEntry:

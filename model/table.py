@@ -1,291 +1,390 @@
 """The collisionless embedding table: every id that is admitted has a row of its own.
 
-Row 0 is padding (zeros, never written), rows 1 to S are the slots' default rows, which ids without a row of their own
-read and train; live rows follow. An index leads from id to row; a row is one record of columns that grow in place.
+    rows: 0 padding (zeros) | 1 to S the slots' default rows | ids, as they come
+
+An index leads from id to row; rows lie in columns that grow in place. An id without a row reads, and trains, its slot's
+default row. Event time alone ages rows and versions alone order changes, so that a table is a function of the calls made
+to it; its clock, the newest event time it was given, never goes back. One thread at a time.
+
+Reference: Liu et al., "Monolith: real time recommendation system with collisionless embedding table", arXiv 2209.07663 §2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas.config import FeatureConfig
 
-from .admission import AdmissionFilter
-from .arena import GrowingArray, TableRows
+from .admission import MAX_THRESHOLD, AdmissionSketch
+from .arena import RowArena, TableRows, kernel_array
 from .cuckoo import CuckooIndex
-from .feature_ids import SLOT_SHIFT, default_key
+from .dedup import Dedup, count_ids_of
+from .feature_ids import SLOT_SHIFT, default_key, mix63
 from .journal import Journal
-from .optimizers import ADAGRAD, STATES, settings_of, update_rows
-from .pooling import dedup_ids, initial_rows, pool_rows, scatter_gradients
+from .lifecycle import AT, COUNTED, REMOVED, admit_ids, expire_rows, fill_defaults
+from .optimizers import state_width, update_rows
+from .pooling import check_inverse, check_pooled, pool_rows, read_only, scatter_gradients
+from .slot_arrays import NEVER_MS, SlotArrays, check_known, unknown_slot
+
+_SKETCH_WIDTH = 1 << 20
+
+#: A part of a batch: gradient of the sum of first-order weights, gradient of the embeddings, inverse.
+GradientPart = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
 
 
 class EmbeddingTable:
     """Embeddings by feature id, with optimizer state, counts and last-seen times.
 
+    Row numbers hold until the next `admit`, `expire` or `load`; what `scatter` returns, until the next `scatter`: fresh
+    memory for each batch would cost more in page faults than the sums.
+
     Args:
-        config: slots, their admission thresholds, times to live and optimizers; dimension.
-        capacity: rows there is room for at first.
+        config: slots with their admission thresholds, times to live and optimizers, and the dimension.
+        capacity: rows to make room for at first.
         seed: of new rows' values.
     """
 
-    def __init__(self, config: FeatureConfig, capacity: int = 1 << 12, seed: int = 0) -> None:
+    def __init__(self, config: FeatureConfig, capacity: int = 1 << 16, seed: int = 0) -> None:
         slots = config.slot_order
-        self._seed = seed
-        self.row_width = 1 + config.model.dim
-        self._slots = len(slots)
-        self._column_slot = config.column_slot
-        self._mean = np.array([slot.pooling == "mean" for slot in slots])
-        self._slot_number = np.full(max(slot.slot for slot in slots) + 1, -1, np.int64)
-        self._slot_number[[slot.slot for slot in slots]] = np.arange(len(slots))
-        self._settings = settings_of([slot.optimizer for slot in slots])
-        self.optimizer_width = self.row_width * max(STATES[int(kind)] for kind in self._settings[:, 0])
-        self._accumulators = np.where(self._settings[:, 0] == ADAGRAD, self._settings[:, 2], 0.0)
-        self._scales = np.array([slot.init_scale for slot in slots])
-        self._thresholds = np.array([slot.admission for slot in slots], np.int64)
-        forever = np.iinfo(np.int64).max
-        self._ttl_ms = np.array([forever if slot.ttl_s is None else slot.ttl_s * 1000 for slot in slots], np.int64)
-        self._index = CuckooIndex(capacity)
-        self._filter = AdmissionFilter()
-        self._keys = GrowingArray((), np.int64, capacity)
-        self._values = GrowingArray((self.row_width,), np.float32, capacity)
-        self._state = GrowingArray((self.optimizer_width,), np.float32, capacity)
-        self._steps = GrowingArray((), np.int32, capacity)
-        self._counts = GrowingArray((), np.int32, capacity)
-        self._seen_ms = GrowingArray((), np.int64, capacity)
-        self._columns = (self._keys, self._values, self._state, self._steps, self._counts, self._seen_ms)
-        self._free = np.zeros(0, np.int64)
-        self._end = 1 + self._slots
-        self._hand = self._end
-        self._touched, self._removed = Journal(), Journal()
+        too_high = [slot.name for slot in slots if slot.admission > MAX_THRESHOLD]
+        if too_high:
+            raise ValueError(f"slot {too_high[0]!r}: admission is above {MAX_THRESHOLD}: lower it")
+        self.dim = config.model.dim
+        self.row_width = 1 + self.dim
+        self.optimizer_width = state_width([slot.optimizer for slot in slots], self.row_width)
         self.version = 0
-        defaults = np.arange(1, self._end)
-        self._reserve(self._end)
-        self._keys.array[0] = 0
-        self._keys.array[defaults] = [default_key(slot.slot) for slot in slots]
-        self._state.array[defaults] = self._accumulators[:, None]
-        self._default_keys = self._keys.array[defaults].copy()
+        self._config = config
+        self._slots = SlotArrays.of(config)
+        self._seed = int(mix63(np.array([seed]))[0])
+        self._index = CuckooIndex(capacity)
+        self._arena = RowArena(self.row_width, self.optimizer_width, capacity)
+        # Slots without a filter never reach the sketch: nothing is kept, or written to snapshots, for them.
+        filters = any(slot.admission > 1 for slot in slots)
+        self._sketch = AdmissionSketch(_SKETCH_WIDTH if filters else 1)
+        self._journal = Journal(max(capacity, 1 + len(slots)))
+        self._newest_ms = -1
+        self._hand = 0
+        self._dedup = Dedup(self._slots.of_number)
+        self._gradients = np.zeros((0, self.row_width), np.float32)
+        self._defaults = len(slots)
+        self._arena.take(1 + len(slots))
+        defaults = np.arange(1, 1 + len(slots), dtype=np.int32)
+        self._index.insert(np.array([default_key(slot.slot) for slot in slots], np.int64), defaults)
+        initial = [o.initial_accumulator if o.kind == "adagrad" else 0.0 for o in (slot.optimizer for slot in slots)]
+        self._arena.arrays().optimizer[defaults, : self.row_width] = np.array(initial)[:, None]
 
     def __len__(self) -> int:
-        """Live rows."""
-        return len(self._index)
+        """Ids with a row of their own."""
+        return len(self._index) - self._defaults
 
     @property
     def nbytes(self) -> int:
-        """Bytes of index and rows in use."""
-        return self._index.nbytes + self._end * sum(column.row_nbytes for column in self._columns)
+        """Bytes of the rows used so far, their index, the journal and the admission sketch."""
+        per_row = self._index.keys.itemsize + self._journal.row_nbytes
+        parts = self._arena.nbytes + self._index.nbytes + self._journal.nbytes + self._sketch.nbytes
+        return parts + self._arena.end * per_row
+
+    @property
+    def trimmed(self) -> int:
+        """Version up to which changes were forgotten."""
+        return self._journal.trimmed
 
     def tick(self) -> None:
-        """A new version begins: what is touched from now on belongs to it."""
+        """Begins the next version: what is touched from now on belongs to it."""
         self.version += 1
+
+    def warm_up(self) -> None:
+        """Compiles every kernel, or reads it from the cache, by the work of one batch on a table that is thrown away."""
+        table = EmbeddingTable(self._config, capacity=1)
+        numbers = np.array([slot.slot for slot in self._config.slot_order], np.int64)
+        ids = ((numbers << SLOT_SHIFT) | 1)[self._slots.of_column][None]
+        unique, inverse = table.dedup(ids)
+        rows = table.admit(unique, table.count(inverse, np.ones(1, np.bool_), unique.size) * MAX_THRESHOLD, 0)
+        first, v = np.zeros((1, numbers.size), np.float32), np.zeros((1, numbers.size, self.dim), np.float32)
+        table.pool(rows, inverse, first, v)
+        table.update(rows, table.scatter([(first[:, 0].copy(), v, inverse)], rows))
+        table.load(table.export(table.find(unique)[1:]), unique[1:2])
+        table._index.grow()
+        table.expire(NEVER_MS, 1)
 
     # From ids to rows
 
-    def dedup(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct ids int64[U] of a batch int64[N, W], 0 first, and int32[N, W] leading back to them."""
-        inverse = np.empty(ids.size, np.int32)
-        unique = np.empty(ids.size + 1, np.int64)
-        size = 1 << int(2 * ids.size + 2).bit_length()
-        n = dedup_ids(ids.reshape(-1), inverse, unique, np.full(size, -1, np.int64), np.empty(size, np.int32))
-        return unique[:n], inverse.reshape(ids.shape)
-
-    def find(self, unique: np.ndarray) -> np.ndarray:
-        """Rows int32[U] of distinct ids; an id without one has its slot's default row, 0 the padding row.
+    def dedup(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Distinct ids int64[U] of ids int64[N, W], 0 first, then by appearance; int32[N, W] leads back to them.
 
         Raises:
-            ValueError: for an id of a slot that the configuration lacks.
+            ValueError: an id is of a slot that the configuration lacks.
         """
-        slots = self._slots_of(unique)
+        return self._dedup(ids)
+
+    def count(self, inverse: NDArray[np.int32], first: NDArray[np.bool_], unique: int) -> NDArray[np.int32]:
+        """Occurrences int32[U] of the `unique` distinct ids in the rows that `first` bool[N] marks; 0 for padding."""
+        inverse = check_inverse(inverse, unique, self._slots.of_column.size)
+        occurrences = np.zeros(unique, np.int32)
+        count_ids_of(inverse, kernel_array(first, np.bool_), occurrences)
+        return occurrences
+
+    def find(self, unique: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Rows int32[U] of ids int64[U]: an id's own, or its slot's default row; row 0 for id 0. Changes nothing.
+
+        Raises:
+            ValueError: an id is of a slot that the configuration lacks.
+        """
+        unique = kernel_array(unique, np.int64)
         rows = self._index.find(unique)
-        missing = rows < 0
-        rows[missing] = 1 + slots[missing]
-        rows[unique == 0] = 0
+        unknown = fill_defaults(self._slots, self._arena.arrays().last_seen_ms, unique, self._newest_ms, rows)
+        if unknown >= 0:
+            raise unknown_slot(int(unique[unknown]))
         return rows
 
-    def admit(self, unique: np.ndarray, occurrences: np.ndarray, time_ms: int) -> np.ndarray:
-        """Rows int32[U] of distinct ids, after those that have occurred often enough were given one.
+    def admit(self, unique: NDArray[np.int64], occurrences: NDArray[np.int32], time_ms: int) -> NDArray[np.int32]:
+        """Rows int32[U] of a batch's distinct ids, after those were given one that have occurred often enough.
+
+        An id whose time to live has passed is let go first, and counts as one never seen.
 
         Args:
-            unique: int64[U] from :meth:`dedup`.
-            occurrences: int32[U], times each id occurred now; 0 counts nothing and admits nothing.
-            time_ms: event time, ms.
+            unique: int64[U], distinct.
+            occurrences: int32[U], how often each id occurs now; one with 0 is not counted and gets no row.
+            time_ms: event time; one older than the table's clock counts as the clock's.
 
         Raises:
-            ValueError: for an id of a slot that the configuration lacks.
+            ValueError: an id is of a slot that the configuration lacks; then nothing has changed.
+            MemoryError: the system refuses; then nothing has changed.
         """
-        slots = self._slots_of(unique)
+        unique = kernel_array(unique, np.int64)
+        occurrences = kernel_array(occurrences, np.int32)
+        if unique.shape != occurrences.shape:
+            raise ValueError(f"{unique.size} ids cannot have {occurrences.size} occurrences: give each id one")
+        check_known(self._slots, unique)
+        self._index.reserve_rows(self._arena.reserve(unique.size))
+        now_ms = self._advance(time_ms)
         rows = self._index.find(unique)
-        seen = (occurrences > 0) & (unique > 0)
-        fresh = np.flatnonzero(seen & (rows < 0))
-        if fresh.size:
-            counts = occurrences[fresh].astype(np.int64)
-            thresholds = self._thresholds[slots[fresh]]
-            filtered = thresholds > 1
-            counts[filtered] = self._filter.count(unique[fresh[filtered]], occurrences[fresh[filtered]])
-            admitted = counts >= thresholds
-            fresh, counts = fresh[admitted], counts[admitted]
-            new = self._take(fresh.size)
-            self._keys.array[new] = unique[fresh]
-            self._steps.array[new] = 0
-            self._counts.array[new] = counts - occurrences[fresh]
-            self._seen_ms.array[new] = time_ms
-            initial_rows(
-                self._values.array,
-                self._state.array,
-                new,
-                unique[fresh],
-                slots[fresh],
-                self._scales,
-                self._accumulators,
-                self._seed,
-            )
-            self._index.insert(unique[fresh], new.astype(np.int32))
-            rows[fresh] = new
-        live = np.flatnonzero(seen & (rows >= 0))
-        at = rows[live]
-        self._counts.array[at] += occurrences[live]
-        self._seen_ms.array[at] = np.maximum(self._seen_ms.array[at], time_ms)
-        self._touched.add(self.version, at.astype(np.int64))
-        missing = rows < 0
-        rows[missing] = 1 + slots[missing]
-        rows[unique == 0] = 0
+        removed = np.empty(unique.size, np.int64)
+        progress = np.zeros(3, np.int64)
+        while True:
+            admit_ids(
+                self._index.arrays(), self._arena.arrays(), self._slots, self._sketch.cells,
+                unique, occurrences, now_ms, self._seed, rows, removed, progress,
+            )  # fmt: skip
+            if progress[AT] == unique.size:
+                break
+            self._index.grow()
+        self._sketch.age(int(progress[COUNTED]))
+        self._journal.remove(removed[: progress[REMOVED]], self.version)
+        self._touch(rows)
         return rows
 
     # Between rows and slots
 
-    def pool(self, rows: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-        """float32[N, S, 1 + dim]: each slot's rows summed or averaged over the ids present."""
-        out = np.empty((len(inverse), self._slots, self.row_width), np.float32)
-        pool_rows(self._values.array, rows, inverse, self._column_slot, self._mean, out)
+    def pool(
+        self,
+        rows: NDArray[np.int32],
+        inverse: NDArray[np.int32],
+        first_out: NDArray[np.float32],
+        v_out: NDArray[np.float32],
+    ) -> None:
+        """Pools a batch by slot, summed, or averaged over the ids present; a slot without ids is 0.
+
+        Reads the table only, so that several threads may pool parts of a batch.
+
+        Args:
+            rows: int32[U] rows of the distinct ids.
+            inverse: int32[N, W] from `dedup`.
+            first_out: float32[>= N, S] for first-order weights; rows from N on are left alone.
+            v_out: float32[>= N, S, dim] for embeddings, likewise.
+        """
+        rows, inverse = self._checked(rows, inverse)
+        check_pooled("first_out", first_out, len(inverse), (self._defaults,))
+        check_pooled("v_out", v_out, len(inverse), (self._defaults, self.dim))
+        pool_rows(self._arena.arrays().values, rows, inverse, self._slots.of_column, self._slots.mean, first_out, v_out)
+
+    def scatter(self, parts: Sequence[GradientPart], rows: NDArray[np.int32]) -> NDArray[np.float32]:
+        """The transpose of `pool`: gradients of pooled slots summed by distinct id, float32[U, 1 + dim].
+
+        Args:
+            parts: one or more parts of a batch, summed in this order. Each is (float32[>= N] gradient of the sum of a
+                row's first-order weights, float32[>= N, S, dim] gradient of its embeddings, int32[N, W] from `dedup`).
+            rows: int32[U] rows of the distinct ids.
+        """
+        rows = self._checked_rows(rows)
+        if len(self._gradients) < rows.size:
+            self._gradients = np.empty((2 * rows.size, self.row_width), np.float32)
+        out = self._gradients[: rows.size]
+        out[:] = 0.0
+        for grad_first, grad_v, inverse in parts:
+            inverse = check_inverse(inverse, rows.size, self._slots.of_column.size)
+            check_pooled("grad_first", grad_first, len(inverse), ())
+            check_pooled("grad_v", grad_v, len(inverse), (self._defaults, self.dim))
+            scatter_gradients(read_only(grad_first), read_only(grad_v), inverse, self._slots.of_column, self._slots.mean, out)
         return out
 
-    def scatter(self, grad: np.ndarray, inverse: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Gradients float32[N, S, 1 + dim] of pooled slots, summed by distinct id: float32[U, 1 + dim]."""
-        out = np.zeros((rows.size, self.row_width), np.float32)
-        scatter_gradients(np.ascontiguousarray(grad), inverse, self._column_slot, self._mean, out)
-        return out
+    def update(self, rows: NDArray[np.int32], grads: NDArray[np.float32]) -> int:
+        """One optimizer step of rows int32[U] by gradients float32[U, 1 + dim], each slot by its own optimizer.
 
-    def update(self, rows: np.ndarray, grads: np.ndarray) -> int:
-        """One optimizer step of ``rows`` int32[U] by ``grads`` float32[U, 1 + dim].
-
-        Ids without a row share their slot's default row: their gradients are added up first.
+        Gradients of ids that share a default row are summed first; other rows are distinct. Row 0 stays zero.
 
         Returns:
-            Rows left alone because their gradient was not finite.
+            Gradients left out because they were not finite, or larger than 2^60; their rows keep their values.
         """
-        shared = rows <= self._slots
-        own = ~shared
-        defaults = np.unique(rows[shared])
-        sums = np.zeros((1 + self._slots, self.row_width), np.float32)
-        np.add.at(sums, rows[shared], grads[shared])
-        defaults = defaults[defaults > 0]
-        rows = np.concatenate([defaults, rows[own]])
-        grads = np.concatenate([sums[defaults], grads[own]])
-        keys = self._keys.array[rows]
-        slots = np.concatenate([defaults - 1, self._slots_of(keys[defaults.size :])]).astype(np.int64)
-        self._touched.add(self.version, rows.astype(np.int64))
-        return int(update_rows(self._values.array, self._state.array, self._steps.array, rows, slots, grads, self._settings))
+        rows = self._checked_rows(rows)
+        grads = kernel_array(grads, np.float32)
+        if grads.shape != (rows.size, self.row_width):
+            raise ValueError(f"gradients of shape {grads.shape} for {rows.size} rows of {self.row_width} weights")
+        sums = np.zeros((1 + self._defaults, self.row_width), np.float32)
+        left_out = update_rows(
+            self._arena.arrays(), self._index.keys, self._slots.of_number, self._slots.optimizers, rows, grads, sums
+        )
+        self._touch(rows)
+        return int(left_out)
 
     def expire(self, time_ms: int, budget: int) -> int:
-        """Let a hand go over ``budget`` rows and remove those unseen for longer than their slot's time to live.
+        """Moves a clock hand over at most `budget` rows; lets go of those unseen for longer than their time to live.
 
         Returns:
-            Rows removed.
+            Rows let go. Their keys are reported by `removed_since`, their rows used again.
         """
-        live = self._end - 1 - self._slots
-        if live <= 0 or (self._ttl_ms == np.iinfo(np.int64).max).all():
+        now_ms = self._advance(time_ms)
+        if budget <= 0 or bool((self._slots.ttl_ms == NEVER_MS).all()):
             return 0
-        rows = 1 + self._slots + (self._hand + np.arange(min(budget, live))) % live
-        self._hand = int((self._hand + rows.size) % live)
-        keys = self._keys.array[rows]
-        rows, keys = rows[keys > 0], keys[keys > 0]
-        old = time_ms - self._seen_ms.array[rows] > self._ttl_ms[self._slots_of(keys)]
-        self._remove(keys[old], rows[old])
-        return int(np.count_nonzero(old))
+        removed = np.empty(min(budget, self._arena.end), np.int64)
+        self._hand, gone = expire_rows(
+            self._index.arrays(), self._arena.arrays(), self._slots, now_ms, removed.size, self._hand, removed
+        )
+        self._journal.remove(removed[:gone], self.version)
+        return int(gone)
 
     # Readers
 
-    def touched_since(self, version: int) -> np.ndarray:
-        """Live and default rows touched after ``version``: int64[R]; costs what was touched."""
-        # For a reader from before what is remembered: all there is.
-        whole = version < self._touched.trimmed
-        rows = np.arange(1, self._end) if whole else self._touched.since(version)
-        return rows[self._keys.array[rows] != 0]
+    def touched_since(self, version: int) -> NDArray[np.int32]:
+        """Default rows and rows of ids that were touched after `version`, int32[R], at a cost that follows their number.
 
-    def removed_since(self, version: int) -> np.ndarray:
-        """Keys that left after ``version`` and did not come back: int64[]."""
-        gone = self._removed.since(max(version, self._removed.trimmed))
-        return gone[self._index.find(gone) < 0]
+        `version` 0 means a reader that has nothing: it gets all rows, in ascending order.
+
+        Raises:
+            ValueError: that much has been trimmed.
+        """
+        rows = self._journal.touched_since(version) if version > 0 else np.arange(1, self._arena.end, dtype=np.int32)
+        return rows[self._index.keys[rows] != 0]
+
+    def removed_since(self, version: int) -> NDArray[np.int64]:
+        """Keys int64[R] removed after `version` that did not come back; none for a reader that has nothing, at 0.
+
+        Raises:
+            ValueError: that much has been trimmed.
+        """
+        if version <= 0:
+            return np.zeros(0, np.int64)
+        keys = self._journal.removed_since(version)
+        return keys[self._index.find(keys) < 0]
 
     def trim(self, version: int) -> None:
-        """Every reader has seen what happened up to ``version``."""
-        self._touched.trim(version)
-        self._removed.trim(version)
+        """Forgets changes up to `version`: every reader has them, or has nothing."""
+        self._journal.trim(version)
 
-    def export(self, rows: np.ndarray) -> TableRows:
-        """Copies of whole rows."""
-        columns = (self._keys, self._values, self._state, self._steps, self._counts, self._seen_ms)
-        return TableRows(*(column.array[rows] for column in columns))
+    # Snapshots
 
-    def load(self, rows: TableRows, removed: np.ndarray) -> None:
-        """Put rows as they are, overwriting those of equal keys, and remove keys."""
-        at = self._index.find(rows.keys)
-        self._remove(removed, self._index.find(removed))
-        fresh = (at < 0) & (rows.keys >= 0)
-        new = self._take(int(fresh.sum()))
-        at[fresh] = new
-        defaults = rows.keys < 0
-        order = np.argsort(self._default_keys)
-        at[defaults] = 1 + order[np.searchsorted(self._default_keys[order], rows.keys[defaults])]
-        for column, values in zip(
-            self._columns, (rows.keys, rows.values, rows.optimizer, rows.steps, rows.counts, rows.last_seen_ms), strict=True
-        ):
-            column.array[at] = values
-        self._index.insert(rows.keys[fresh], new.astype(np.int32))
-        self._touched.add(self.version, at.astype(np.int64))
+    def export(self, rows: NDArray[np.int32]) -> TableRows:
+        """Copies of rows int32[R], with all there is to restore them.
 
-    def filter_state(self) -> dict[str, np.ndarray]:
-        """The admission filter, and where the expiry hand stands."""
-        return self._filter.state() | {"hand": np.array([self._hand], np.int64)}
+        Raises:
+            ValueError: a row is not in use.
+        """
+        rows = self._checked_rows(rows)
+        keys = self._index.keys[rows]
+        if not keys.all():
+            raise ValueError(f"row {rows[keys == 0][0]} is not in use: export what touched_since returned")
+        arena = self._arena.arrays()
+        return TableRows(
+            keys=keys,
+            values=arena.values[rows],
+            optimizer=arena.optimizer[rows],
+            steps=arena.steps[rows],
+            counts=arena.counts[rows],
+            last_seen_ms=arena.last_seen_ms[rows],
+            versions=self._journal.versions_of(rows),
+        )
 
-    def load_filter(self, state: dict[str, np.ndarray]) -> None:
-        """The inverse of :meth:`filter_state`."""
-        self._filter.load(state)
-        self._hand = int(state["hand"][0])
+    def load(self, rows: TableRows, removed: NDArray[np.int64]) -> None:
+        """Removes keys int64[], then puts rows as they are, in the place of those with the same key.
 
-    def restore_version(self, version: int) -> None:
-        """Go on counting from ``version``: everything so far belongs to it or before."""
+        To readers that is a touch at the present version, whatever the rows' `versions`.
+
+        Raises:
+            ValueError: rows of another shape or of a slot that the configuration lacks, or the removal of a default row;
+                then nothing has changed. A key that occurs twice is an error found too late for that.
+        """
+        self._check_rows(rows)
+        removed = kernel_array(removed, np.int64)
+        if removed.size and removed.min() <= 0:
+            raise ValueError(f"key {removed.min()} is no feature id: only rows of feature ids can be removed")
+        there = self._index.remove(removed)
+        self._arena.put_back(there[there >= 0])
+        self._journal.remove(removed[there >= 0], self.version)
+        self._touch(self._put(rows))
+
+    def state(self) -> dict[str, NDArray]:
+        """What there is besides the rows, as copies: the admission sketch, the journal's tombstones, the newest event time."""
+        return self._sketch.state() | self._journal.state() | {"newest_ms": np.array([self._newest_ms], np.int64)}
+
+    def restore(self, rows: TableRows, state: dict[str, NDArray], version: int) -> None:
+        """The inverse of `export` of all rows and of `state`, in a new table: it goes on as if it had never stopped.
+
+        Raises:
+            ValueError: this table is not new, or the rows or state are of another configuration.
+        """
+        if len(self) or self.version:
+            raise ValueError(f"a table at version {self.version} with {len(self)} rows: restore into a new one")
+        self._check_rows(rows)
+        self._sketch.load_state(state)
+        self._journal.restore(self._put(rows), rows.versions, state)
+        self._newest_ms = int(state["newest_ms"][0])
         self.version = version
-        self.trim(version)
 
-    # Helpers
+    def _advance(self, time_ms: int) -> int:
+        # Steps come in the order of their decisions, so their event times may go back. Were rows judged by such a time, one
+        # past its own would live on where the hand had not come by, and start anew where it had.
+        self._newest_ms = max(self._newest_ms, time_ms)
+        return self._newest_ms
 
-    def _slots_of(self, ids: np.ndarray) -> np.ndarray:
-        slots = ids >> SLOT_SHIFT
-        within = (slots >= 0) & (slots < self._slot_number.size)
-        numbers = np.where(within, self._slot_number[np.where(within, slots, 0)], -1)
-        unknown = (numbers < 0) & (ids != 0)
-        if unknown.any():
-            raise ValueError(f"feature id {ids[unknown][0]} is of slot {slots[unknown][0]}, which the configuration lacks")
-        return numbers
+    def _put(self, rows: TableRows) -> NDArray[np.int32]:
+        at = self._index.find(rows.keys)
+        fresh = np.flatnonzero(at < 0)
+        at[fresh] = self._arena.take(fresh.size)
+        size = len(self._index)
+        self._index.insert(rows.keys[fresh], at[fresh])
+        if len(self._index) != size + fresh.size:
+            raise ValueError("a key occurs twice in the rows to load: merge them first, the last one counts")
+        arena = self._arena.arrays()
+        arena.values[at] = rows.values
+        arena.optimizer[at, : rows.optimizer.shape[1]] = rows.optimizer
+        arena.optimizer[at, rows.optimizer.shape[1] :] = 0.0
+        arena.steps[at] = rows.steps
+        arena.counts[at] = rows.counts
+        arena.last_seen_ms[at] = rows.last_seen_ms
+        return at
 
-    def _reserve(self, rows: int) -> None:
-        for column in self._columns:
-            column.reserve(rows)
+    # Checks, so that no kernel reads or writes outside the columns
 
-    def _take(self, n: int) -> np.ndarray:
-        """``n`` rows to use: freed ones first."""
-        reused, self._free = self._free[:n], self._free[n:]
-        fresh = np.arange(self._end, self._end + n - reused.size)
-        self._end += fresh.size
-        self._reserve(self._end)
-        return np.concatenate([reused, fresh])
+    def _touch(self, rows: NDArray[np.int32]) -> None:
+        self._journal.touch(rows, self.version, self._arena.end)
 
-    def _remove(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        there = rows >= 0
-        keys, rows = keys[there], rows[there].astype(np.int64)
-        if not keys.size:
-            return
-        self._index.remove(keys)
-        self._keys.array[rows] = 0
-        self._free = np.concatenate([self._free, rows])
-        self._removed.add(self.version, keys)
+    def _check_rows(self, rows: TableRows) -> None:
+        rows.check(self.row_width, self.optimizer_width)
+        check_known(self._slots, rows.keys[rows.keys > 0])
+        defaults = rows.keys[rows.keys < 0]
+        unknown = defaults[self._index.find(defaults) < 0]
+        if unknown.size:
+            raise ValueError(f"rows to load: key {unknown[0]} is no slot's default row: is it another configuration?")
+
+    def _checked_rows(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        rows = kernel_array(rows, np.int32)
+        if rows.size and int(rows.view(np.uint32).max()) >= self._arena.end:
+            raise ValueError(f"row {rows.max()} is not in a table of {self._arena.end} rows: look rows up in this table")
+        return rows
+
+    def _checked(self, rows: NDArray[np.int32], inverse: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        rows = self._checked_rows(rows)
+        return rows, check_inverse(inverse, rows.size, self._slots.of_column.size)

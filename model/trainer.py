@@ -2,11 +2,14 @@
 
     dedup ids -> admit -> pool rows into slots -> compiled step -> scatter gradients -> update rows
 
-The table's part is compiled by Numba, the dense part by XLA; what passes between them is one array of pooled embeddings.
+The table's part is compiled by Numba, the dense part by XLA; pooled embeddings and their gradients pass between them, slice by
+slice of the batch, a thread each.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +18,21 @@ import pyarrow as pa
 
 from schemas.config import FeatureConfig
 
-from .deepfm import LADDER, DeepFM, padded
+from .deepfm import DeepFM, SliceResult
 from .delta import Delta
-from .snapshot import FileEntry, Increment, KeyedPart, merge, read_increment, write_increment
+from .predictor import Predictor
+from .slices import Buffers, cut, run, rung
+from .snapshot import (
+    FileEntry,
+    Increment,
+    KeyedPart,
+    SnapshotError,
+    matrix_column,
+    matrix_of,
+    merge,
+    read_increment,
+    write_increment,
+)
 from .table import EmbeddingTable, TableRows
 
 #: Rows looked at for expiry in a step, per example: the clock hand passes the table in bounded work.
@@ -63,7 +78,7 @@ class StepMetrics:
 
 
 class Trainer:
-    """Learns online; every verb is deterministic given the calls before it.
+    """Learns online; every verb is deterministic given the calls before it, on any number of cores.
 
     Args:
         config: feature configuration.
@@ -76,6 +91,11 @@ class Trainer:
         self.table = EmbeddingTable(config, capacity=capacity, seed=seed)
         self.network = DeepFM(config, seed=seed)
         self.newest_event_ms = -1
+        self._predictor = Predictor(config, self.network, self.table.pool)
+        heads = len(config.heads)
+        self._buffers = Buffers(
+            first=(config.num_slots,), v=(config.num_slots, config.model.dim), labels=(heads,), mask=(heads,)
+        )
 
     @property
     def version(self) -> int:
@@ -83,39 +103,55 @@ class Trainer:
         return self.table.version
 
     def learn(self, batch: ExampleBatch) -> StepMetrics:
-        """One step; at most ``LADDER[-1]`` examples.
+        """One step of one or more examples.
 
         Raises:
-            ValueError: for a larger batch, or ids of a slot that the configuration lacks.
+            ValueError: an empty batch, or ids of a slot that the configuration lacks; nothing has changed then.
         """
         n = len(batch.ids)
-        if not 0 < n <= LADDER[-1]:
-            raise ValueError(f"a step of {n} examples; the compiled steps take 1 to {LADDER[-1]}")
+        if n == 0:
+            raise ValueError("a step without examples: skip it")
         newest = int(batch.time_ms.max())
-        self.newest_event_ms = max(self.newest_event_ms, newest)
-        self.table.tick()
         unique, inverse = self.table.dedup(batch.ids)
-        occurrences = np.bincount(inverse[batch.first].ravel(), minlength=unique.size).astype(np.int32)
-        rows = self.table.admit(unique, occurrences, newest)
-        rung = padded(n)
-        embeddings = _pad(self.table.pool(rows, inverse), rung)
-        gradient, logits, loss = self.network.step(embeddings, _pad(batch.labels, rung), _pad(batch.mask, rung))
-        bad = self.table.update(rows, self.table.scatter(gradient[:n], inverse, rows))
+        self.table.tick()
+        rows = self.table.admit(unique, self.table.count(inverse, batch.first, unique.size), newest)
+        self.newest_event_ms = max(self.newest_event_ms, newest)
+        slices = cut(n)
+        learned = int(np.count_nonzero((batch.mask > 0).any(axis=1)))
+        gradients = self.network.step if len(slices) == 1 else self.network.gradient
+
+        def slice_of(number: int, part: slice) -> SliceResult:
+            pooled = self._buffers.take(number, part.stop - part.start)
+            self.table.pool(rows, inverse[part], pooled["first"], pooled["v"])
+            pooled["labels"][: part.stop - part.start] = batch.labels[part]
+            pooled["mask"][: part.stop - part.start] = batch.mask[part]
+            return gradients(pooled, max(1, learned))
+
+        results = run(slice_of, slices)
+        loss = sum(r.entropy for r in results) / max(1, learned)
+        moved = math.isfinite(loss) if len(slices) == 1 else self.network.descend(results)
+        parts = [(r.grad_first, r.grad_v, inverse[part]) for r, part in zip(results, slices, strict=True)]
+        bad = self.table.update(rows, self.table.scatter(parts, rows))
         self.table.expire(newest, _EXPIRE_PER_EXAMPLE * n)
-        return StepMetrics(loss, logits[:n], n, bool(np.isfinite(loss)) and bad == 0, bad)
+        logits = np.concatenate([r.logits[: part.stop - part.start] for r, part in zip(results, slices, strict=True)])
+        return StepMetrics(loss, logits, n, moved and bad == 0, bad)
 
     def predict(self, ids: np.ndarray) -> np.ndarray:
-        """Logits float32[N, H] of ids int64[N, W]; reads only."""
-        parts = [self._predict(ids[at : at + LADDER[-1]]) for at in range(0, len(ids), LADDER[-1])]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.config.heads)), np.float32)
+        """Logits float32[N, H] of ids int64[N, W]; reads only.
 
-    def _predict(self, ids: np.ndarray) -> np.ndarray:
+        Raises:
+            ValueError: ids are of a slot that the configuration lacks.
+        """
         unique, inverse = self.table.dedup(ids)
-        rows = self.table.find(unique)
-        return self.network.predict(_pad(self.table.pool(rows, inverse), padded(len(ids))))[: len(ids)]
+        return self._predictor.predict(self.table.find(unique), inverse)
 
     def delta(self, since: int, shard: int = 0, epoch: int = 0) -> Delta:
-        """Parameters touched after version ``since``; costs what was touched, not the table's size."""
+        """Parameters touched after version `since`; costs what was touched, not the table's size.
+
+        What was touched since a version that has been trimmed is not known any more: then, as for version 0, the delta
+        starts from version 0 and holds everything.
+        """
+        since = since if since >= self.table.trimmed else 0
         rows = self.table.export(self.table.touched_since(since))
         return Delta(
             shard=shard,
@@ -130,83 +166,84 @@ class Trainer:
         )
 
     def increment(self, since: int) -> Increment:
-        """All state that changed after version ``since``: rows with optimizer slots, counts and times, filter, dense part."""
+        """All state that changed after version `since`: rows with optimizer slots, counts and times, filter, dense part.
+
+        Raises:
+            ValueError: that version has been trimmed.
+        """
         rows = self.table.export(self.table.touched_since(since))
         part = KeyedPart(_rows_to_table(rows), self.table.removed_since(since))
         numbers = np.array([self.version, self.newest_event_ms], np.int64)
-        whole = {"dense": self.network.state(), "filter": self.table.filter_state(), "trainer": {"numbers": numbers}}
+        whole = {"dense": self.network.state(), "table": self.table.state(), "trainer": {"numbers": numbers}}
         return Increment({"table": part}, whole)
 
     def load(self, state: Increment) -> None:
-        """Restore a merged increment into a new trainer."""
-        self.network.load(state.whole["dense"])
-        self.table.load(_table_to_rows(state.keyed["table"].rows), np.zeros(0, np.int64))
-        self.table.load_filter(state.whole["filter"])
+        """Restore a merged increment into a new trainer.
+
+        Raises:
+            SnapshotError: it is of another configuration.
+        """
+        size = state.whole["dense"]["theta"].size
+        if size != self.network.layout.size:
+            raise SnapshotError(
+                f"{size} dense parameters instead of {self.network.layout.size}; use the configuration they were made with"
+            )
         version, self.newest_event_ms = (int(x) for x in state.whole["trainer"]["numbers"])
-        self.table.restore_version(version)
+        self.network.load(state.whole["dense"])
+        self.table.restore(_table_to_rows(state.keyed["table"].rows), state.whole["table"], version)
 
     def trim(self, version: int) -> None:
-        """No reader will ask for what was touched up to ``version`` any more."""
+        """No reader will ask for what was touched up to `version` any more."""
         self.table.trim(version)
 
     def snapshot(self, path: str | Path) -> list[FileEntry]:
-        """All state, as files in a new folder."""
+        """All state, as files in a new folder.
+
+        Raises:
+            FileExistsError: the folder is there already.
+        """
         Path(path).mkdir(parents=True)
         return write_increment(path, "snapshot", self.increment(0))
 
-    def restore(self, path: str | Path, entries: list[FileEntry]) -> None:
-        """What :meth:`snapshot` wrote.
+    def restore(self, path: str | Path, entries: Sequence[FileEntry]) -> None:
+        """What `snapshot` wrote, into a new trainer.
 
         Raises:
-            SnapshotError: if a file is missing, truncated or altered.
+            SnapshotError: a file is missing, truncated or altered, or of another configuration.
         """
         self.load(merge([read_increment(path, entries)]))
 
-    def warm_up(self, sizes: tuple[int, ...]) -> None:
-        """Compile the steps for these batch sizes, on rows that are thrown away."""
+    def warm_up(self, sizes: Sequence[int]) -> None:
+        """Compile all that steps of these sizes, and predictions of any, need; nothing is learned."""
+        self.table.warm_up()
+        self._predictor.warm_up()
         for size in sizes:
-            rung = padded(size)
-            self.network.predict(np.zeros((rung, self.config.num_slots, 1 + self.config.model.dim), np.float32))
-
-
-def _pad(array: np.ndarray, rows: int) -> np.ndarray:
-    if len(array) == rows:
-        return np.ascontiguousarray(array, np.float32)
-    padded_array = np.zeros((rows, *array.shape[1:]), np.float32)
-    padded_array[: len(array)] = array
-    return padded_array
+            parts = cut(size)
+            for rows in {rung(part.stop - part.start) for part in parts}:
+                self.network.warm_up(self._buffers.take(0, rows), several=len(parts) > 1)
 
 
 def _rows_to_table(rows: TableRows) -> pa.Table:
-    def matrix(array: np.ndarray) -> pa.Array:
-        return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel(), pa.float32()), max(1, array.shape[1]))
-
     return pa.table(
         {
             "key": rows.keys,
-            "values": matrix(rows.values),
-            "optimizer": matrix(rows.optimizer),
+            "values": matrix_column(rows.values),
+            "optimizer": matrix_column(rows.optimizer),
             "steps": rows.steps,
             "counts": rows.counts,
             "last_seen_ms": rows.last_seen_ms,
+            "versions": rows.versions,
         }
     )
 
 
 def _table_to_rows(table: pa.Table) -> TableRows:
-    table = table.combine_chunks()
-
-    def matrix(name: str) -> np.ndarray:
-        column = table.column(name)
-        width = column.type.list_size
-        flat = column.combine_chunks().flatten() if table.num_rows else pa.array([], pa.float32())
-        return np.asarray(flat.to_numpy(zero_copy_only=False), np.float32).reshape(-1, width)
-
     return TableRows(
         keys=table.column("key").to_numpy(),
-        values=matrix("values"),
-        optimizer=matrix("optimizer"),
+        values=matrix_of(table.column("values")),
+        optimizer=matrix_of(table.column("optimizer")),
         steps=table.column("steps").to_numpy(),
         counts=table.column("counts").to_numpy(),
         last_seen_ms=table.column("last_seen_ms").to_numpy(),
+        versions=table.column("versions").to_numpy(),
     )

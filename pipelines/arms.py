@@ -103,7 +103,8 @@ class Arms:
 
     def predict(self, number: int, ids: np.ndarray, current: np.ndarray) -> np.ndarray:
         """Logits float32[N, H] of an arm; before its start it is the model itself, whose logits are ``current``."""
-        return self._copies[number].predict(ids) if self._versions[number] else current
+        started = self._start_ms >= 0 and self._next_ms[number] != self._start_ms
+        return self._copies[number].predict(ids) if started else current
 
     def oldest_version(self, version: int) -> int:
         """The oldest model version that an arm may still ask a delta from."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from schemas.avro import encode_body
+from schemas.config import FeatureConfig
 
 from .batches import EventBatch, Kind
 from .join import Join, Joined
@@ -19,11 +20,26 @@ from .outputs import DeadLetter
 _ORPHAN = "an action without an impression"
 
 
-class DeadLetterBox:
-    """Dead letters of one shard, in the order of the logs, and the actions that may yet become ones."""
+class _Found(NamedTuple):
+    event: int
+    rank: int
+    partition: str
+    offset: int
+    reason: str
+    raw: bytes
 
-    def __init__(self, actions: tuple[str, ...]) -> None:
+
+class DeadLetterBox:
+    """Dead letters of one shard, in the order of the logs, and the actions that may yet become ones.
+
+    Args:
+        config: feature configuration of the rows.
+        actions: action names in the order of their codes.
+    """
+
+    def __init__(self, config: FeatureConfig, actions: tuple[str, ...]) -> None:
         self.count = 0
+        self._config = config
         self._actions = actions
         self._letters: list[DeadLetter] = []
         #: Held actions by their number: (partition, offset, raw). They are few: features come first as a rule.
@@ -34,22 +50,32 @@ class DeadLetterBox:
         wanted = (joined.fate == FAULT) | (joined.fate == STALE) | (joined.fate == HELD)
         where = np.flatnonzero(wanted)
         rows = batch.events.take(pa.array(where)).to_pylist() if where.size else []
+        found: list[_Found] = []
         for i, row in zip(where.tolist(), rows, strict=True):
             place = (batch.partitions[row["partition"]], row["offset"])
             if joined.fate[i] == FAULT:
-                self._add(*place, row["reason"], row["raw"] or b"")
+                found.append(_Found(i, 1, *place, row["reason"], row["raw"] or b""))
             elif joined.fate[i] == STALE:
                 behind = (int(batch.column("order_ms")[i]) - row["time_ms"]) / 1000
-                self._add(*place, f"{behind:.0f} s behind the stream, further back than the join remembers", self._raw(row))
+                reason = f"{behind:.0f} s behind the stream, further back than the join remembers"
+                found.append(_Found(i, 1, *place, reason, self._raw(row)))
             else:
                 self._held[int(joined.held[i])] = (*place, self._raw(row))
-        self.orphaned(joined.orphans, join)
+        self._number(found, joined, join)
 
-    def orphaned(self, orphans: np.ndarray, join: Join) -> None:
-        """Held actions that the join has given up; what it let go of otherwise has met its features."""
-        for number in orphans.tolist():
+    def close(self, joined: Joined, join: Join) -> None:
+        """Take the held actions that the join has given up at the end of the logs."""
+        self._number([], joined, join)
+
+    def _number(self, found: list[_Found], joined: Joined, join: Join) -> None:
+        """Number what was found and the orphans by the event that made them letters, wherever batches end."""
+        for number, event in zip(joined.orphans.tolist(), joined.orphaned.tolist(), strict=True):
             partition, offset, raw = self._held.pop(number)
-            self._add(partition, offset, _ORPHAN, raw)
+            found.append(_Found(event, 0, partition, offset, _ORPHAN, raw))
+        for each in sorted(found, key=lambda f: (f.event, f.rank)):
+            self._letters.append(DeadLetter(self.count, each.partition, each.offset, each.reason, each.raw))
+            self.count += 1
+        # What the join let go of otherwise has met its features.
         if self._held and min(self._held) < join.held_first:
             self._held = {number: held for number, held in self._held.items() if number >= join.held_first}
 
@@ -70,11 +96,11 @@ class DeadLetterBox:
         self.count = fields["count"]
         self._held = {int(n): (p, o, base64.b64decode(raw)) for n, (p, o, raw) in fields["held"].items()}
 
-    def _add(self, partition: str, offset: int, reason: str, raw: bytes) -> None:
-        self._letters.append(DeadLetter(self.count, partition, offset, reason, raw))
-        self.count += 1
-
     def _raw(self, row: dict[str, Any]) -> bytes:
+        """The record of an event; of a request with several videos, the part of this one."""
         if row["kind"] == Kind.ACTION:
             return encode_body("actions", {**row, "action": self._actions[row["action"]]})
-        return json.dumps({k: row[k] for k in ("request_id", "user_id", "item_id", "time_ms", "ids")}).encode()
+        ids = np.array(row["ids"], "<i8")
+        user, item = (part[part != 0].tobytes() for part in np.split(ids, [self._config.user_width]))
+        items = [{"item_id": row["item_id"], "ids": item}]
+        return encode_body("features", {**row, "fingerprint": self._config.fingerprint, "user_ids": user, "items": items})

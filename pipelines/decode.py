@@ -20,19 +20,25 @@ from schemas.config import FeatureConfig
 from schemas.log_files import Chunk
 from schemas.slots import Side
 
-from .batches import EVENTS, Kind
+from .batches import EVENTS, Kind, empty_events
 
 #: Raw bytes kept of what cannot be used: enough to see what it was.
 RAW_LIMIT = 64 << 10
-_NEIGHBOURS = 5
+#: The end of the year 9999: a time beyond it is not in milliseconds.
+MAX_TIME_MS = 253_402_300_799_999
 _HASH_BITS = 62
 
 Record = dict[str, Any]
+Reasons = list[str | None]
 
 
-def row_keys(request_id: Sequence[str], item_id: Sequence[str]) -> np.ndarray:
-    """62-bit hashes of (request, item): int64[N]. Two of n rows that wait together meet with probability n^2 / 2^63."""
-    return hash_strings([f"{r}\x1f{i}" for r, i in zip(request_id, item_id, strict=True)], bits=_HASH_BITS)
+def row_keys(user_id: Sequence[str], request_id: Sequence[str], item_id: Sequence[str]) -> np.ndarray:
+    """62-bit hashes of (user, request, item): int64[N]. Two of n waiting rows meet with probability n^2 / 2^63.
+
+    The user is part of it because the logs are keyed by user: another user's action would be in another shard's log.
+    """
+    parts = zip(user_id, request_id, item_id, strict=True)
+    return hash_strings(["\x1f".join(part) for part in parts], bits=_HASH_BITS)
 
 
 class FeaturesDecoder:
@@ -59,8 +65,8 @@ class FeaturesDecoder:
             at += slot.max_length
         return np.array(columns, np.int64)
 
-    def events(self, records: list[Record], offsets: np.ndarray, partition: int) -> pa.RecordBatch:
-        """Rows of all videos of all records, faults included, in order."""
+    def events(self, records: list[Record], offsets: np.ndarray, partition: int, reasons: Reasons) -> pa.RecordBatch:
+        """Rows of all videos of all records, faults included, in order; ``reasons`` why are added to."""
         user_ids, user_bad = self._unpack([r["user_ids"] for r in records], "user")
         items = [item for r in records for item in r["items"]]
         counts = np.array([len(r["items"]) for r in records], np.int64)
@@ -71,7 +77,6 @@ class FeaturesDecoder:
         known = np.isin(fingerprints, list(self._config.readable_fingerprints))
         missing_user = (user_ids[:, self._required["user"]] == 0).any(axis=1)
         missing_item = (item_ids[:, self._required["item"]] == 0).any(axis=1)
-        reasons: list[str | None] = [None] * len(records)
         _blame(reasons, ~known, "written with another feature configuration")
         _blame(reasons, user_bad, "user_ids are not packed feature ids of this configuration")
         _blame(reasons, missing_user & current, "a user feature is missing")
@@ -84,7 +89,7 @@ class FeaturesDecoder:
         _blame(reasons, np.array([not all(i["item_id"] for i in r["items"]) for r in records]), "an item without an id")
         _blame(reasons, np.array([_bad_scores(r) for r in records]), "scores are not finite float32[items, heads]")
         times = np.array([r["time_ms"] for r in records], np.int64)
-        _blame(reasons, times < 0, "negative time")
+        _blame_times(reasons, times)
         bad = np.array([reason is not None for reason in reasons])
         good = ~bad[owner]
         rows = owner[good]
@@ -109,9 +114,8 @@ class ActionsDecoder:
     def __init__(self, actions: Sequence[str]) -> None:
         self._number = {action: n for n, action in enumerate(actions)}
 
-    def events(self, records: list[Record], offsets: np.ndarray, partition: int) -> pa.RecordBatch:
-        """Rows of all records, faults included, in order."""
-        reasons: list[str | None] = [None] * len(records)
+    def events(self, records: list[Record], offsets: np.ndarray, partition: int, reasons: Reasons) -> pa.RecordBatch:
+        """Rows of all records, faults included, in order; ``reasons`` why are added to."""
         _blame(
             reasons,
             np.array([not (r["request_id"] and r["item_id"] and r["user_id"]) for r in records]),
@@ -123,7 +127,7 @@ class ActionsDecoder:
             "value is not finite",
         )
         times = np.array([r["time_ms"] for r in records], np.int64)
-        _blame(reasons, times < 0, "negative time")
+        _blame_times(reasons, times)
         good = [i for i, reason in enumerate(reasons) if reason is None]
         kept = [records[i] for i in good]
         events = _events(
@@ -138,12 +142,18 @@ class ActionsDecoder:
 Decoder = FeaturesDecoder | ActionsDecoder
 
 
-def decode_chunk(decoder: Decoder, chunk: Chunk, partition: int) -> pa.RecordBatch:
+def decode_chunk(decoder: Decoder, chunk: Chunk, partition: int, reasons: Reasons) -> pa.RecordBatch:
     """Events of a chunk of a partition's log: its records and its unreadable stretches, in order of offset.
+
+    Args:
+        decoder: of the log's topic.
+        chunk: what was read.
+        partition: number that the events carry.
+        reasons: by record, why it cannot be used, if that is known already.
 
     ``order_ms`` is not set yet: it needs the events before.
     """
-    events = decoder.events(chunk.records, chunk.offsets, partition) if chunk.records else empty()
+    events = decoder.events(chunk.records, chunk.offsets, partition, reasons) if chunk.records else empty_events()
     if not chunk.faults:
         return events
     faults = fault_events(
@@ -151,29 +161,6 @@ def decode_chunk(decoder: Decoder, chunk: Chunk, partition: int) -> pa.RecordBat
     )
     both = pa.Table.from_batches([events, faults]).combine_chunks().to_batches()[0]
     return both.take(pa.array(np.argsort(both.column("offset").to_numpy(), kind="stable")))
-
-
-def is_outlier(times: np.ndarray, max_skew_ms: int) -> np.ndarray:
-    """Which times lie more than ``max_skew_ms`` ahead of their neighbours: bool[N].
-
-    A time is compared with the medians of the five before it and the five after it, and blamed when it is ahead of both:
-    a real gap in a stream is followed by times just as late, one bad clock is not.
-    """
-    n = times.size
-    ahead = np.ones(n, bool) if n > 1 else np.zeros(n, bool)
-    padded = np.full(n + 2 * _NEIGHBOURS, np.nan)
-    padded[_NEIGHBOURS : _NEIGHBOURS + n] = times
-    windows = np.lib.stride_tricks.sliding_window_view(padded, _NEIGHBOURS)
-    for neighbours in (windows[:n], windows[_NEIGHBOURS + 1 : _NEIGHBOURS + 1 + n]):
-        alone = np.isnan(neighbours).all(axis=1)
-        median = np.nanmedian(np.where(alone[:, None], 0.0, neighbours), axis=1)
-        ahead &= alone | (times - median > max_skew_ms)
-    return ahead
-
-
-def empty() -> pa.RecordBatch:
-    """No events."""
-    return pa.RecordBatch.from_pylist([], schema=EVENTS)
 
 
 def fault_events(partition: int, offsets: Sequence[int], reasons: Sequence[str], raw: Sequence[bytes]) -> pa.RecordBatch:
@@ -191,7 +178,7 @@ def _events(
     n = len(request)
     width = 0 if ids is None else ids.shape[1]
     values = np.zeros(0, np.int64) if ids is None else np.ascontiguousarray(ids).reshape(-1)
-    keys = row_keys(request, item) if n and kind is not Kind.FAULT else np.zeros(n, np.int64)
+    keys = row_keys(user, request, item) if n and kind is not Kind.FAULT else np.zeros(n, np.int64)
     columns = [
         pa.array(np.full(n, kind, np.int8)),
         pa.array(np.full(n, partition, np.int16)),
@@ -212,7 +199,7 @@ def _events(
 
 
 def _with_faults(
-    events: pa.RecordBatch, records: list[Record], reasons: list[str | None], offsets: np.ndarray, partition: int, topic: str
+    events: pa.RecordBatch, records: list[Record], reasons: Reasons, offsets: np.ndarray, partition: int, topic: str
 ) -> pa.RecordBatch:
     bad = [i for i, reason in enumerate(reasons) if reason is not None]
     if not bad:
@@ -233,7 +220,12 @@ def _replace(events: pa.RecordBatch, **columns: pa.Array) -> pa.RecordBatch:
     return events
 
 
-def _blame(reasons: list[str | None], where: np.ndarray, reason: str) -> None:
+def _blame_times(reasons: Reasons, times: np.ndarray) -> None:
+    _blame(reasons, times < 0, "negative time")
+    _blame(reasons, times > MAX_TIME_MS, "a time beyond the year 9999: times are in milliseconds")
+
+
+def _blame(reasons: Reasons, where: np.ndarray, reason: str) -> None:
     for i in np.flatnonzero(where):
         if reasons[i] is None:
             reasons[i] = reason

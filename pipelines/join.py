@@ -80,6 +80,7 @@ class Joined:
         fate: int8[N], per event one of ``TAKEN``, ``DUPLICATE``, ``HELD``, ``LATE``, ``UNUSED``, ``FAULT``, ``STALE``.
         rows_before: int64[N], the next sequence number before each event.
         orphans: int64[K], held numbers of the actions that never met their features.
+        orphaned: int64[K], index of the event whose time ended each one's wait (N: the watermark after the batch).
         held: int64[N], the held number of each event whose fate is ``HELD`` (-1 elsewhere).
     """
 
@@ -87,6 +88,7 @@ class Joined:
     fate: np.ndarray
     rows_before: np.ndarray
     orphans: np.ndarray
+    orphaned: np.ndarray
     held: np.ndarray
 
 
@@ -161,31 +163,34 @@ class Join:
         fate = np.full(n, FAULT, np.int8)
         rows_before = np.zeros(n, np.int64)
         held_fates = np.zeros(STALE + 1, np.int64)
-        held_before = self.held_next
+        clock_before, held_before = self.clock, self.held_next
         out = self._decision_buffers(n)
         decided, self.next, self.held_next, self.clock = kernel.advance(
-            kind, key, action, time_ms, order_ms, self.clock, self.horizon, self.early,
+            kind, key, action, time_ms, order_ms, self.clock, self.horizon, self._held_wait, self.early,
             self._head_action, self._head_window, self._group_window, self._group_mask,
             self.next, self._cursor, self._ring, self._index_key, self._index_value,
             self.held_next, self.held_first, self._held, self._held_key, self._held_value,
             fate, held_fates, rows_before, out,
         )  # fmt: skip
+        clock_ms = np.maximum.accumulate(np.concatenate([[clock_before], order_ms]))[1:]
         self.clock = max(self.clock, watermark_ms)
         decided = self._expire(decided, self.clock, n, out)
-        orphans = self._release_held(self.clock)
+        orphans, deadline = self._release_held(self.clock)
+        orphaned = np.searchsorted(clock_ms, deadline, side="right")
         held = np.full(n, -1, np.int64)
         held[fate == HELD] = np.arange(held_before, self.held_next)
         self._count(kind, fate, held_fates, orphans.size)
-        return Joined(Decisions(*(a[:decided].copy() for a in out)), fate, rows_before, orphans, held)
+        return Joined(Decisions(*(a[:decided].copy() for a in out)), fate, rows_before, orphans, orphaned, held)
 
     def close(self) -> Joined:
         """Close every window, at the end of the logs. The clock stays: what is appended later is still in time."""
         out = self._decision_buffers(0)
         decided = self._expire(0, np.iinfo(np.int64).max, 0, out)
-        orphans = self._release_held(np.iinfo(np.int64).max)
+        orphans, _ = self._release_held(np.iinfo(np.int64).max)
         self.counts.unmatched += orphans.size
         none = np.zeros(0, np.int64)
-        return Joined(Decisions(*(a[:decided].copy() for a in out)), none.astype(np.int8), none, orphans, none)
+        decisions = Decisions(*(a[:decided].copy() for a in out))
+        return Joined(decisions, none.astype(np.int8), none, orphans, np.zeros(orphans.size, np.int64), none)
 
     def release(self, keep_from: int) -> None:
         """Forget rows beyond the horizon, but none from ``keep_from`` on (their examples are still to be learned)."""
@@ -273,12 +278,14 @@ class Join:
             decided, clock, event, self.next, self._cursor, self._group_window, self._group_mask, self._ring, out
         )
 
-    def _release_held(self, clock: int) -> np.ndarray:
+    def _release_held(self, clock: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the held actions that are given up, and the last moment each could have been met."""
         orphans = np.empty(self.held_next - self.held_first, np.int64)
         self.held_first, n = kernel.release_held(
             self.held_first, self.held_next, clock - self._held_wait, self._held, self._held_key, self._held_value, orphans
         )
-        return orphans[:n]
+        orphans = orphans[:n]
+        return orphans, self._held[3][orphans & (self._held[3].size - 1)] + self._held_wait
 
     def _count(self, kind: np.ndarray, fate: np.ndarray, held_fates: np.ndarray, orphans: int) -> None:
         became = np.bincount(fate, minlength=STALE + 1)

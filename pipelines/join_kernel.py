@@ -131,7 +131,7 @@ def _credit(n, seq, action, time_ms, event, next_seq, now, early, head_action, h
 
 @njit(nogil=True, cache=True)
 def advance(  # type: ignore[no-untyped-def]
-    kind, key, action, time_ms, order_ms, clock, horizon, early,
+    kind, key, action, time_ms, order_ms, clock, horizon, held_wait, early,
     head_action, head_window, group_window, group_mask,
     next_seq, cursor, ring, index_key, index_value,
     held_next, held_first, held, held_key, held_value,
@@ -167,6 +167,9 @@ def advance(  # type: ignore[no-untyped-def]
             fate[e] = STALE
             continue
         seq = index_find(index_key, index_value, key[e])
+        if seq >= 0 and ring_arrival[seq & wrap] < clock - horizon:
+            # Forgotten now, though it stays in the index to the end of the batch: where batches end must not matter.
+            seq = EMPTY
         if kind[e] == ACTION:
             if seq >= 0:
                 n, fate[e] = _credit(
@@ -193,7 +196,7 @@ def advance(  # type: ignore[no-untyped-def]
         waiting = index_find(held_key, held_value, key[e])
         while waiting >= held_first:
             at = waiting & hold_wrap
-            if hold_alive[at]:
+            if hold_alive[at] and hold_arrival[at] >= clock - held_wait:
                 hold_alive[at] = 0
                 n, became = _credit(
                     n, seq, hold_action[at], hold_time[at], e, next_seq, clock, early, head_action, head_window, ring, out
@@ -209,7 +212,8 @@ def release_rows(first, last, clock, horizon, ring_key, ring_arrival, index_key,
     """Forget the rows of ``[first, last)`` that arrived more than ``horizon`` ago; returns the new first."""
     wrap = ring_key.size - 1
     while first < last and ring_arrival[first & wrap] < clock - horizon:
-        index_remove(index_key, index_value, ring_key[first & wrap])
+        if index_find(index_key, index_value, ring_key[first & wrap]) == first:
+            index_remove(index_key, index_value, ring_key[first & wrap])
         first += 1
     return first
 

@@ -8,8 +8,9 @@ of the logs, however they were cut into batches.
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from schemas.config import FeatureConfig
 from .arms import Arm, Arms
 from .batches import EventBatch, Final, Kind
 from .dead_letters import DeadLetterBox
+from .growth import Growth
 from .join import Decisions, Join, Joined
 from .join_kernel import TAKEN
 from .outputs import Outputs, Predictions
@@ -58,6 +60,14 @@ class LearnConfig:
     seed: int = 0
 
 
+class Learned(NamedTuple):
+    """How far the model has come: steps learned, and the newest event time in them. One tuple, so that another thread
+    never sees the one without the other."""
+
+    model_version: int
+    event_ms: int
+
+
 class JoinAndLearn:
     """The working state that batches are applied to; a :class:`pipelines.shard.Step`."""
 
@@ -66,17 +76,22 @@ class JoinAndLearn:
         self.fingerprint = config.fingerprint
         self.join = Join(config, early=learn.early)
         self.trainer = Trainer(config, seed=learn.seed)
+        started = time.monotonic()
+        self.trainer.warm_up((learn.step,))
+        log.info("kernels and steps compiled", extra={"seconds": round(time.monotonic() - started, 1)})
         self.arms = Arms(config, learn.arms, warm_start_ms=round(learn.warm_start_s * 1000))
         self.rows = RowStore(config.width, 1 + len(learn.arms), len(config.heads))
         self.catalogue = Catalogue(config)
         self.progress = Progress(config.heads, ("continuous", *(arm.name for arm in learn.arms)), learn.window)
-        self.dead = DeadLetterBox(self.join.actions)
+        self.growth = Growth(learn.window)
+        self.dead = DeadLetterBox(config, self.join.actions)
         self._pending = _NONE
-        self._scored = 0
+        self._scored = self._scored_by_arms = 0
         self._synced = 0  # model version of the last delta
         self._durable = 0  # model version of the last durable increment
         self._cut = 0
         self._outputs = Outputs()
+        self.learned = Learned(0, -1)
 
     @property
     def newest_event_ms(self) -> int:
@@ -107,7 +122,7 @@ class JoinAndLearn:
             outputs.deltas.append(self.trainer.delta(self._synced))
             self._synced = self.trainer.version
             self._trim()
-        if self.progress.window_closed() or batch.final is not Final.NO:
+        if self.progress.news() or batch.final is not Final.NO:
             outputs.metrics = self.figures()
         return outputs
 
@@ -120,8 +135,11 @@ class JoinAndLearn:
             "waiting": self.join.waiting,
             "table_rows": len(self.trainer.table),
             "table_bytes": self.trainer.table.nbytes,
-            "model_version": self.trainer.version,
+            "growth": self.growth.figures(),
+            "model_version": self.learned.model_version,
+            "evaluated_from_ms": self.arms.evaluated_from_ms,
             "newest_event_ms": self.join.clock,
+            "newest_learned_ms": self.learned.event_ms,
         }
 
     # The order of things within a batch
@@ -129,11 +147,9 @@ class JoinAndLearn:
     def _replay(self, joined: Joined, order_ms: np.ndarray) -> None:
         """Go through a batch's steps and the arms' syncs in the order of their events."""
         decisions = Decisions.concat([self._pending, joined.decisions])
-        carried = len(self._pending)
         step = self.learn_config.step
-        # What was pending was decided before this batch.
-        decisions.event[:carried] = -1
         moments: list[tuple[int, int, int, int]] = []
+        # Fewer than a step were pending, so each step's last decision is one of this batch.
         for end in range(step, len(decisions) + 1, step):
             last = end - 1
             moments.append((int(decisions.event[last]), 1, int(decisions.rows[last]), end))
@@ -143,8 +159,10 @@ class JoinAndLearn:
             if learns:
                 self._learn(decisions.take(slice(end - step, end)))
             else:
+                self._score_arms()
                 self.arms.sync(int(order_ms[event]), self.trainer)
         self._score(self.join.next)
+        self._score_arms()
         self._pending = decisions.take(slice(len(decisions) - len(decisions) % step, None))
         self._meet(joined.decisions)
 
@@ -153,12 +171,17 @@ class JoinAndLearn:
         if upto <= self._scored:
             return
         at = self.rows.at(np.arange(self._scored, upto))
-        ids = self.rows.ids[at]
-        logits = self.trainer.predict(ids)
-        self.rows.logits[at, 0] = logits
-        for number, _ in enumerate(self.learn_config.arms, start=1):
-            self.rows.logits[at, number] = self.arms.predict(number - 1, ids, logits)
+        self.rows.logits[at, 0] = self.trainer.predict(self.rows.ids[at])
         self._scored = upto
+
+    def _score_arms(self) -> None:
+        """Score by the arms what the model has scored since: they change at their syncs only, so larger chunks do."""
+        if self._scored_by_arms >= self._scored:
+            return
+        at = self.rows.at(np.arange(self._scored_by_arms, self._scored))
+        for number, _ in enumerate(self.learn_config.arms):
+            self.rows.logits[at, 1 + number] = self.arms.predict(number, self.rows.ids[at], self.rows.logits[at, 0])
+        self._scored_by_arms = self._scored
 
     def _learn(self, examples: Decisions) -> None:
         """One step of the model."""
@@ -168,7 +191,10 @@ class JoinAndLearn:
         first = self.rows.first_time(seq)
         batch = ExampleBatch(self.rows.ids[self.rows.at(seq)], labels, mask, first, self.join.times(seq))
         metrics = self.trainer.learn(batch)
+        self.learned = Learned(self.trainer.version, self.trainer.newest_event_ms)
+        before = self.progress.examples
         self.progress.learned(metrics, labels, mask, fresh=int(first.sum()))
+        self.growth.learned(before, self.progress.examples, self.learned.event_ms, self.trainer.table)
 
     def _meet(self, decisions: Decisions) -> None:
         """Predictions made at the request meet their labels."""
@@ -192,7 +218,7 @@ class JoinAndLearn:
     def _close(self) -> None:
         """The logs have ended: close the windows and learn from what is left, the last step being a short one."""
         closing = self.join.close()
-        self.dead.orphaned(closing.orphans, self.join)
+        self.dead.close(closing, self.join)
         self._meet(closing.decisions)
         left = Decisions.concat([self._pending, closing.decisions])
         for start in range(0, len(left), self.learn_config.step):
@@ -223,6 +249,7 @@ class JoinAndLearn:
             "pending": pending,
             "arms": self.arms.state(),
             "progress": self.progress.state(),
+            "growth": self.growth.state(),
             "dead_letters": self.dead.state(),
             "learn": {"numbers": np.array([self._scored, self._synced], np.int64)},
         }
@@ -244,8 +271,11 @@ class JoinAndLearn:
         self._pending = Decisions(**whole["pending"])
         self.arms.load(whole["arms"])
         self.progress.load(whole["progress"])
+        self.growth.load(whole["growth"])
         self.dead.load(whole["dead_letters"])
         self._scored, self._synced = (int(x) for x in whole["learn"]["numbers"])
+        self._scored_by_arms = self._scored
+        self.learned = Learned(self.trainer.version, self.trainer.newest_event_ms)
         self._cut = self.trainer.version
 
     def _trim(self) -> None:

@@ -69,6 +69,12 @@ class TrainOptions(PipelineOptions):
         )
         parser.add_argument("--state_retention", type=float, default=24.0, help="hours that replaced snapshot files are kept")
         parser.add_argument("--keep_versions", type=int, default=3, help="SavedModel versions kept in --model_dir")
+        parser.add_argument(
+            "--progress_interval",
+            type=float,
+            default=10.0,
+            help="seconds between log lines of progress, where stderr is no terminal",
+        )
         parser.add_argument("--batch_rows", type=int, default=4096, help="rows a batch between steps")
         parser.add_argument("--seed", type=int, default=0, help="of the model's initial values")
 
@@ -93,6 +99,7 @@ class TrainConfig:
     idle_s: float
     sync_interval_s: float
     keep_versions: int
+    progress_interval_s: float
     local: bool
 
     @classmethod
@@ -119,6 +126,7 @@ class TrainConfig:
             ("keep_versions", 1),
             ("snapshot_interval", 0),
             ("max_skew", 0),
+            ("progress_interval", 0.01),
         ):
             if getattr(train, name) < least:
                 raise UserError(f"--{name} {getattr(train, name)}: must be at least {least}")
@@ -149,5 +157,6 @@ class TrainConfig:
             idle_s=train.idle,
             sync_interval_s=train.sync_interval,
             keep_versions=train.keep_versions,
+            progress_interval_s=train.progress_interval,
             local=(options.view_as(StandardOptions).runner or "") in LOCAL_NAMES,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ import numpy as np
 from model.evaluation import Progressive
 from model.trainer import StepMetrics
 from schemas.config import Head
+
+log = logging.getLogger(__name__)
 
 #: A loss this many times its own running mean has exploded.
 _EXPLODED = 10.0
@@ -40,7 +43,7 @@ class Progress:
         self._current = {arm: Progressive() for arm in self.arms}
         self._emission = {head: Progressive() for head in self._heads}
         self._windows: list[dict[str, Any]] = []
-        self._closed = False
+        self._news = False
         self._loss = float("nan")
         self._sick = 0
         self._bad_steps = 0
@@ -69,11 +72,19 @@ class Progress:
             rows = (mask[:, h] > 0) & np.isfinite(step.logits[:, h])
             self._emission[head].update(step.logits[rows, h], labels[rows, h])
         exploded = math.isfinite(self._loss) and step.loss > _EXPLODED * max(self._loss, 0.1)
+        healthy = self.healthy
         if not step.finite or exploded:
             self._bad_steps += 1
             self._sick = _CONVALESCENCE
+            if healthy:
+                self._news = True
+                why = "has exploded" if step.finite else "or its gradient is not finite"
+                log.error("publishing stopped: the loss (%g) %s; learning goes on", step.loss, why)
             return
         self._sick = max(0, self._sick - 1)
+        if not healthy and self.healthy:
+            self._news = True
+            log.warning("publishing resumed: %d steps were well, the last one with a loss of %g", _CONVALESCENCE, step.loss)
         self._loss = step.loss if math.isnan(self._loss) else 0.99 * self._loss + 0.01 * step.loss
 
     def met(self, logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, time_ms: np.ndarray) -> None:
@@ -93,10 +104,10 @@ class Progress:
             if int(self._current[self.arms[0]].count) >= self._window:
                 self._close_window()
 
-    def window_closed(self) -> bool:
-        """Whether a window has closed since the last call."""
-        closed, self._closed = self._closed, False
-        return closed
+    def news(self) -> bool:
+        """Whether, since the last call, a window has closed or publishing has stopped or resumed."""
+        news, self._news = self._news, False
+        return news
 
     def figures(self) -> dict[str, Any]:
         """Figures for people and programs; the headline ones are the first head's, of the learning model."""
@@ -111,21 +122,16 @@ class Progress:
             "examples_per_s": round(self.examples_per_s, 1),
             "healthy": self.healthy,
             "bad_steps": self._bad_steps,
-            "heads": {
-                head: {name: _plain(v) for name, v in self._total[self.arms[0], head].figures().items()} for head in self._heads
-            },
-            "arms": {
-                arm: {name: _plain(v) for name, v in self._total[arm, self._heads[0]].figures().items()} for arm in self.arms
-            },
+            "heads": {head: _figures(self._total[self.arms[0], head]) for head in self._heads},
+            "arms": {arm: _figures(self._total[arm, self._heads[0]]) for arm in self.arms},
             "auc_scored_at_emission": _plain(self._emission[self._heads[0]].auc),
-            "reliability": self._total[self.arms[0], self._heads[0]].reliability(),
             "windows": self._windows,
         }
 
     def state(self) -> dict[str, np.ndarray]:
         """As arrays."""
         parts = [*self._total.values(), *self._current.values(), *self._emission.values()]
-        text = json.dumps({"windows": self._windows, "closed": self._closed}).encode()
+        text = json.dumps({"windows": self._windows, "news": self._news}).encode()
         numbers = [self.examples, self._loss, self._sick, self._bad_steps, self._newest_ms]
         return {
             "histograms": np.stack([part.state() for part in parts]),
@@ -142,7 +148,7 @@ class Progress:
         self.examples, self._loss = int(state["numbers"][0]), float(state["numbers"][1])
         self._sick, self._bad_steps, self._newest_ms = (int(x) for x in state["numbers"][2:])
         text = json.loads(state["json"].tobytes())
-        self._windows, self._closed = text["windows"], text["closed"]
+        self._windows, self._news = text["windows"], text["news"]
 
     def _close_window(self) -> None:
         current = self._current
@@ -150,14 +156,21 @@ class Progress:
         self._windows.append(
             {
                 "end_ms": self._newest_ms,
+                "examples": int(leader.count),
                 "auc": {arm: _plain(p.auc) for arm, p in current.items()},
                 "logloss": {arm: _plain(p.logloss) for arm, p in current.items()},
-                "calibration": _plain(leader.calibration),
+                "calibration": {arm: _plain(p.calibration) for arm, p in current.items()},
                 "positive_rate": leader.figures()["positives"] / leader.count,
             }
         )
         self._current = {arm: Progressive() for arm in self.arms}
-        self._closed = True
+        self._news = True
+
+
+def _figures(measure: Progressive) -> dict[str, Any]:
+    """AUC and the like, and ``reliability``: (mean prediction, mean label, count) by tenths of the prediction."""
+    figures: dict[str, Any] = {name: _plain(value) for name, value in measure.figures().items()}
+    return figures | {"reliability": [[round(value, 6) for value in part] for part in measure.reliability()]}
 
 
 def _plain(value: float) -> float | None:

@@ -38,10 +38,13 @@ from pipelines.datasets import (
     read_movielens,
     simulate,
 )
-from pipelines.request_log import RequestLogWriter
-from pipelines.truth_log import TruthWriter
 from schemas.config import load_config
 from schemas.process import EXIT_INTERRUPTED, UserError, run_main, setup_logging
+from schemas.quiet import quiet_imports
+
+with quiet_imports():
+    from pipelines.request_log import RequestLogWriter
+    from pipelines.truth_log import TruthWriter
 
 log = logging.getLogger(__name__)
 

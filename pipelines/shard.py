@@ -87,14 +87,6 @@ class ShardConfig:
 
 
 @dataclass
-class Applied(Generic[T]):
-    """Outputs of one batch; ``manifest`` is set when one was written."""
-
-    outputs: T
-    manifest: Manifest | None = None
-
-
-@dataclass
 class ShardCounts:
     """For metrics: ``restores`` stays 0 in a run without faults."""
 
@@ -136,12 +128,13 @@ class Shard(Generic[T]):
         self.positions: dict[str, Position] = {}
         self._manifest: Manifest | None = None
         self._inputs_bytes = 0
+        self._final = Final.NO
         self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
         self._merger: ThreadPoolExecutor | None = None
         self._merging: _Merging | None = None
 
-    def process(self, durable: Durable, payload: bytes) -> Applied[T]:
-        """Apply one encoded :class:`EventBatch`, exactly once whatever happened before.
+    def process(self, durable: Durable, payload: bytes) -> T:
+        """Apply one encoded :class:`EventBatch`, exactly once whatever happened before; returns its outputs.
 
         Raises:
             LogGapError: if records are missing between the last batch and this one.
@@ -157,9 +150,21 @@ class Shard(Generic[T]):
             version = Version(version.applied + 1, secrets.token_hex(8))
             durable.append(version, payload)
             self._inputs_bytes += len(payload)
-            manifest = self._snapshot_if_due(durable, version, batch.final)
+            self._final = batch.final
             self.version = version
-            return Applied(outputs, manifest)
+            return outputs
+
+    def settle(self, durable: Durable) -> Manifest | None:
+        """Write a manifest if one is due, once the outputs of the last batch have been handed on.
+
+        A job started anew goes on behind the manifest, so what it holds is never put out again.
+
+        Raises:
+            StateError: if it cannot be written and cannot wait.
+        """
+        with self.lock:
+            # Otherwise another attempt has taken over: the manifest is its business.
+            return self._snapshot_if_due(durable) if durable.version() == self.version else None
 
     def _agree(self, durable: Durable) -> None:
         recorded = durable.version()
@@ -229,23 +234,24 @@ class Shard(Generic[T]):
         self.positions = positions
         return outputs
 
-    def _snapshot_if_due(self, durable: Durable, version: Version, final: Final) -> Manifest | None:
-        due = time.monotonic() >= self._snapshot_due or final is not Final.NO
+    def _snapshot_if_due(self, durable: Durable) -> Manifest | None:
+        final = self._final is not Final.NO
+        due = time.monotonic() >= self._snapshot_due or final
         full = self._inputs_bytes >= self.config.inputs_bytes
         if not due and not full:
             return None
         try:
-            manifest = self._write(version)
+            manifest = self._write(self.version)
         except OSError as error:
             self.counts.snapshot_failures += 1
-            if full or final is not Final.NO:
+            if full or final:
                 raise StateError(
                     f"{self.files.directory}: {error.strerror}; free space and start again: nothing is lost"
                 ) from error
             log.error("snapshot failed", extra={"shard": self.files.shard, "reason": str(error)})
             self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
             return None
-        durable.rebase(version, manifest.name)
+        durable.rebase(self.version, manifest.name)
         self._inputs_bytes = 0
         self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
         return manifest

@@ -1,10 +1,18 @@
-"""Where the tagged outputs go: files that a crash leaves whole, written so that a repetition changes nothing."""
+"""Where the tagged outputs go: files that a crash leaves whole, written so that a repetition changes nothing.
+
+A runner may deliver an element again, alone or with those after it, and a job started anew may put out again what came
+after its newest manifest.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
+import re
+import threading
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
@@ -16,11 +24,26 @@ import pyarrow.parquet as pq
 from model.delta import Delta
 from model.export import export_state, write_version
 from model.snapshot import SnapshotError
+from schemas.avro import Record, encode_body
 from schemas.config import FeatureConfig
-from schemas.log_files import LogWriter
+from schemas.log_files import LogWriter, PartitionReader, newest_segment
+from schemas.process import UserError
 
+from .failures import noted
 from .outputs import DeadLetter, Metrics, Predictions, SnapshotRef
 from .state_files import StateFiles
+
+_PARAMETERS = "parameters"
+#: Deltas a runner may repeat at once: more than a bundle ever holds.
+_REMEMBERED = 256
+_written: dict[tuple[str, int], deque[bytes]] = {}
+_written_lock = threading.Lock()
+
+
+def reset() -> None:
+    """Forget what was written, before a new run in the same process: the files tell."""
+    with _written_lock:
+        _written.clear()
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -38,7 +61,8 @@ class WriteMetrics(beam.DoFn):
         self._path = path
 
     def process(self, element: Metrics) -> None:
-        replace_file(Path(self._path), json.dumps(element.figures, indent=2) + "\n")
+        with noted(f"--metrics_json {self._path}"):
+            replace_file(Path(self._path), json.dumps(element.figures, indent=2) + "\n")
 
 
 class WriteDeadLetters(beam.DoFn):
@@ -48,7 +72,10 @@ class WriteDeadLetters(beam.DoFn):
         self._directory = directory
 
     def process(self, element: tuple[int, list[DeadLetter]]) -> None:
-        shard, letters = element
+        with noted(f"--dead_letters_dir {self._directory}"):
+            self._append(*element)
+
+    def _append(self, shard: int, letters: list[DeadLetter]) -> None:
         path = Path(self._directory) / f"shard-{shard:03d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -81,13 +108,27 @@ def _lines_written(file: IO[bytes]) -> int:
 
 
 class WritePredictions(beam.DoFn):
-    """One Parquet file a batch, named by the shard's version: a repetition overwrites itself."""
+    """One Parquet file a batch, named by the shard's version.
+
+    Versions from a batch's own on are of an earlier attempt, which may have cut its batches elsewhere: they are removed.
+    """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
     def process(self, element: tuple[int, int, list[Predictions]]) -> None:
-        shard, applied, parts = element
+        with noted(f"--predictions_dir {self._directory}"):
+            self._replace(*element)
+
+    def _replace(self, shard: int, applied: int, parts: list[Predictions]) -> None:
+        folder = Path(self._directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{shard:03d}-{applied:012d}.parquet"
+        for other in folder.glob(f"{shard:03d}-*.parquet"):
+            if other.name >= path.name:
+                other.unlink()
+        if not parts:
+            return
         tables = [
             pa.table(
                 {"head": [part.head] * part.key.size, "key": part.key, "time_ms": part.time_ms, "label": part.label}
@@ -95,8 +136,9 @@ class WritePredictions(beam.DoFn):
             )
             for part in parts
         ]
-        Path(self._directory).mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.concat_tables(tables), Path(self._directory) / f"{shard:03d}-{applied:012d}.parquet")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        pq.write_table(pa.concat_tables(tables), temporary)
+        temporary.rename(path)
 
 
 class WriteDeltas(beam.DoFn):
@@ -106,23 +148,62 @@ class WriteDeltas(beam.DoFn):
         self._root = root
 
     def process(self, element: Delta) -> None:
-        with LogWriter(self._root, "parameters", element.shard) as writer:
-            writer.append([element.to_record()])
+        record = element.to_record()
+        digest = _digest(record)
+        with noted(f"--parameter_log {self._root}"), _written_lock:
+            written = self._written(element.shard)
+            if digest not in written:
+                with LogWriter(self._root, _PARAMETERS, element.shard) as writer:
+                    writer.append([record])
+                written.append(digest)
+
+    def _written(self, shard: int) -> deque[bytes]:
+        """Digests of the newest deltas; of those that another process wrote, of the last one."""
+        if (self._root, shard) not in _written:
+            reader = PartitionReader(self._root, _PARAMETERS, shard, newest_segment(self._root, _PARAMETERS, shard))
+            _written[self._root, shard] = deque(map(_digest, reader.read(1).records), _REMEMBERED)
+        return _written[self._root, shard]
+
+
+def _digest(delta: Record) -> bytes:
+    return hashlib.sha256(encode_body(_PARAMETERS, delta)).digest()
 
 
 class WriteVersion(beam.DoFn):
-    """The version writer: turns a parameter snapshot into a SavedModel version directory."""
+    """The version writer: turns a parameter snapshot into a SavedModel version directory, which names the snapshot."""
 
     def __init__(self, model_dir: str, config: FeatureConfig, keep: int) -> None:
         self._model_dir, self._config, self._keep = model_dir, config, keep
         self._versions = beam.metrics.Metrics.counter("version_writer", "versions")
 
     def process(self, element: SnapshotRef) -> Iterable[int]:
-        files = StateFiles(element.state_dir, element.shard)
+        with noted(f"--model_dir {self._model_dir}"):
+            version = self._write(element)
+        if version is not None:
+            self._versions.inc()
+            yield version
+
+    def _write(self, snapshot: SnapshotRef) -> int | None:
+        models = Path(self._model_dir)
+        origin = {"state_dir": snapshot.state_dir, "shard": snapshot.shard, "manifest": snapshot.manifest}
+        if _origin_of_newest(models) == origin:
+            return None
+        files = StateFiles(snapshot.state_dir, snapshot.shard)
         try:
-            state = files.load(files.read(element.manifest))
+            state = files.load(files.read(snapshot.manifest))
         except SnapshotError as error:
-            raise RuntimeError(f"the snapshot to export is not whole: {error}") from error
-        version = write_version(Path(self._model_dir), export_state(state, self._config), self._config, keep=self._keep)
-        self._versions.inc()
-        yield version
+            raise UserError(f"the snapshot to export is not whole: {error}") from error
+        version = write_version(models, export_state(state, self._config), self._config, keep=self._keep)
+        replace_file(models / str(version) / _ORIGIN, json.dumps(origin) + "\n")
+        return version
+
+
+#: Where model servers expect what is not theirs.
+_ORIGIN = Path("assets.extra") / "snapshot.json"
+
+
+def _origin_of_newest(models: Path) -> dict[str, str | int] | None:
+    """Of which snapshot the newest version was made, if it says so."""
+    versions = [int(path.name) for path in models.glob("*") if re.fullmatch(r"\d+", path.name)]
+    path = models / str(max(versions, default=0)) / _ORIGIN
+    return json.loads(path.read_text()) if path.exists() else None

@@ -17,13 +17,16 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from schemas.config import FeatureConfig
 
 from .batches import EventBatch, Position
+from .failures import noted
 from .merge import MergedLogs
 
-_PollKey = tuple["LogsSource", tuple[tuple[str, Position], ...]]
-_pool: dict[_PollKey, MergedLogs] = {}
+_PoolKey = tuple["LogsSource", tuple[tuple[str, Position], ...]]
+_pool: dict[_PoolKey, MergedLogs] = {}
 _pool_lock = threading.Lock()
 _stopping = threading.Event()
 
+#: Open logs that wait for their reader; those of a failed attempt are never asked for again, and the oldest go.
+_POOL_MOST = 8
 #: How long a reader waits for data before it lets the runner go on with other work.
 _WAIT_S = 0.2
 _POLL_S = 0.01
@@ -34,9 +37,11 @@ def request_stop() -> None:
     _stopping.set()
 
 
-def clear_stop() -> None:
-    """Forget an earlier request, before a new run in the same process."""
+def reset() -> None:
+    """Forget an earlier request to stop, and the logs left open, before a new run in the same process."""
     _stopping.clear()
+    with _pool_lock:
+        _pool.clear()
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,10 @@ class LogsReader(UnboundedReader):
 
     def advance(self) -> bool:
         """Wait a moment for the next batch."""
+        with noted():
+            return self._advance()
+
+    def _advance(self) -> bool:
         if self._finished:
             return False
         assert self._logs is not None
@@ -142,6 +151,8 @@ class LogsReader(UnboundedReader):
         if self._logs is not None and not self._logs.finished:
             with _pool_lock:
                 _pool[self._source, tuple(sorted(self._logs.positions.items()))] = self._logs
+                while len(_pool) > _POOL_MOST:
+                    del _pool[next(iter(_pool))]
         self._logs = None
 
     def _timestamp(self) -> Timestamp:

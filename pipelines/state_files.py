@@ -157,8 +157,7 @@ class StateFiles:
         # A manifest is replaced when the one after it was created.
         for path, successor in pairwise(by_age):
             if path.name == keep.name or now_ms - successor.stat().st_mtime * 1000 <= retention_s * 1000:
-                manifest = self.read(path.name)
-                kept |= {path.name} | {entry.name for segment in manifest.segments for entry in segment}
+                kept |= {path.name} | self._named_by(path.name)
         removed = 0
         for path in self.directory.iterdir():
             if merging is not None and path.name.startswith(merging):
@@ -168,6 +167,13 @@ class StateFiles:
                 path.unlink()
                 removed += 1
         return removed
+
+    def _named_by(self, name: str) -> set[str]:
+        try:
+            return {entry.name for segment in self.read(name).segments for entry in segment}
+        except StateError as error:
+            log.warning("manifest passed over", extra={"manifest": name, "reason": str(error)})
+            return set()
 
 
 class Lease:

@@ -30,20 +30,25 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 
 from schemas.log_files import list_partitions
 from schemas.process import UserError, run_main, setup_logging
+from schemas.quiet import quiet_imports
 
-from . import sinks
-from .join import Join
-from .learn import JoinAndLearn
-from .options import LOCAL_RUNNER, TrainConfig, TrainOptions
-from .outputs import DEAD_LETTERS, DELTAS, METRICS, PREDICTIONS, SNAPSHOTS, Metrics, Outputs, SnapshotRef
-from .shard import Shard, Version, forget, shard_of
-from .source import LogsSource, clear_stop, request_stop
-from .state_files import Lease, StateFiles
-from .watch import ProgressDisplay
+with quiet_imports():
+    from . import failures, sinks, source
+    from .failures import noted
+    from .join import Join
+    from .learn import JoinAndLearn
+    from .options import LOCAL_RUNNER, TrainConfig, TrainOptions
+    from .outputs import DEAD_LETTERS, DELTAS, METRICS, PREDICTIONS, SNAPSHOTS, Metrics, Outputs, SnapshotRef
+    from .shard import Shard, Version, forget, shard_of
+    from .source import LogsSource
+    from .state_files import Lease, StateFiles
+    from .watch import ProgressDisplay
 
 log = logging.getLogger(__name__)
 
-_TAGS = (METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS)
+TAGS = (METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS)
+#: Modules that remember something of a run in this process; each has a ``reset``.
+STATEFUL = (source, sinks, failures)
 
 
 class BeamState:
@@ -100,12 +105,17 @@ class JoinAndLearnFn(beam.DoFn):
         number = int(element[0].rpartition(b"-")[2])
         shard = train_shard(self._config, number)
         restores = shard.counts.restores
-        applied = shard.process(BeamState(version, base, inputs), element[1])
+        state = BeamState(version, base, inputs)
+        with noted():
+            outputs = shard.process(state, element[1])
         self._batches.inc()
         self._restores.inc(shard.counts.restores - restores)
-        yield from self._tagged(applied.outputs, number, shard.version.applied)
-        if applied.manifest is not None and applied.outputs.publishable:
-            ref = SnapshotRef(self._config.state_dir, number, applied.manifest.name, applied.manifest.newest_event_ms)
+        yield from self._tagged(outputs, number, shard.version.applied)
+        # The outputs are in their sinks: from here on they need not be put out again.
+        with noted():
+            manifest = shard.settle(state)
+        if manifest is not None and outputs.publishable:
+            ref = SnapshotRef(self._config.state_dir, number, manifest.name, manifest.newest_event_ms)
             yield beam.pvalue.TaggedOutput(SNAPSHOTS, ref)
 
     def _tagged(self, outputs: Outputs, shard: int, applied: int) -> Iterator[beam.pvalue.TaggedOutput]:
@@ -116,7 +126,8 @@ class JoinAndLearnFn(beam.DoFn):
         if outputs.dead_letters:
             self._dead.inc(len(outputs.dead_letters))
             yield beam.pvalue.TaggedOutput(DEAD_LETTERS, (shard, outputs.dead_letters))
-        if outputs.predictions:
+        if self._config.predictions_dir:
+            # An empty part, too: it takes the place of what an earlier attempt may have put there.
             yield beam.pvalue.TaggedOutput(PREDICTIONS, (shard, applied, outputs.predictions))
 
 
@@ -129,6 +140,22 @@ def train_shard(config: TrainConfig, number: int) -> Shard[Outputs]:
     return shard_of(config.state_dir, "join-and-learn", number, make)
 
 
+def logs_source(config: TrainConfig) -> LogsSource:
+    """Both logs, from where the newest manifest ends."""
+    return LogsSource(
+        root=config.logs,
+        config=config.features,
+        actions=Join(config.features).actions,
+        positions=tuple(sorted(StateFiles(config.state_dir, 0).positions().items())),
+        follow=config.follow,
+        shard=0,
+        batch_rows=config.batch_rows,
+        max_skew_ms=config.max_skew_ms,
+        idle_s=config.idle_s,
+        sync_interval_s=config.sync_interval_s,
+    )
+
+
 class JoinAndLearnLogs(beam.PTransform):
     """Both logs to the step's tagged outputs."""
 
@@ -138,26 +165,14 @@ class JoinAndLearnLogs(beam.PTransform):
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.DoOutputsTuple:
         config = self._config
-        source = LogsSource(
-            root=config.logs,
-            config=config.features,
-            actions=Join(config.features).actions,
-            positions=tuple(sorted(StateFiles(config.state_dir, 0).positions().items())),
-            follow=config.follow,
-            shard=0,
-            batch_rows=config.batch_rows,
-            max_skew_ms=config.max_skew_ms,
-            idle_s=config.idle_s,
-            sync_interval_s=config.sync_interval_s,
-        )
         # The local runner hands a bundle on only when it ends: short bundles for freshness, and for bounded memory.
         # Elsewhere every end of a bundle is a self-checkpoint, which Beam's Java side before 2.76 keeps something of.
         read = {"max_records_per_bundle": 32, "max_read_time_seconds": 0.5} if config.local else {"max_read_time_seconds": 10.0}
         return (
             begin
-            | "Read both logs by event time" >> ReadFromUnboundedSource(source, poll_interval=0.05, **read)
+            | "Read both logs by event time" >> ReadFromUnboundedSource(logs_source(config), poll_interval=0.05, **read)
             | "Key by shard" >> beam.Map(lambda pair: pair).with_output_types(tuple[bytes, bytes])
-            | "Join and learn" >> beam.ParDo(JoinAndLearnFn(config)).with_outputs(*_TAGS)
+            | "Join and learn" >> beam.ParDo(JoinAndLearnFn(config)).with_outputs(*TAGS)
         )
 
 
@@ -194,15 +209,22 @@ def run(argv: list[str] | None = None) -> int:
     lease = Lease(config.state_dir)
     if config.local:
         options.view_as(StandardOptions).runner = LOCAL_RUNNER
-    clear_stop()
+    for module in STATEFUL:
+        module.reset()
     previous = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         pipeline = beam.Pipeline(options=options)
         build_pipeline(pipeline, config)
         with ProgressDisplay(config, lambda: train_shard(config, 0)):
             pipeline.run().wait_until_finish()
+    except Exception as error:
+        said = failures.first()
+        if said is None:
+            raise
+        raise said from error
     finally:
         signal.signal(signal.SIGTERM, previous)
+        source.reset()
         forget(config.state_dir)
         lease.release()
     return 0
@@ -210,7 +232,7 @@ def run(argv: list[str] | None = None) -> int:
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     log.info("stopping: the last batch is marked, then state and model are written")
-    request_stop()
+    source.request_stop()
 
 
 def _refuse_unknown(rest: list[str]) -> None:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TERMINAL_S, _LOG_S = 0.25, 10.0
+_TERMINAL_S = 0.25
 
 
 class ProgressDisplay:
-    """A progress line while the job runs in this process; a log line every ten seconds where there is no terminal."""
+    """A progress line while the job runs in this process; lines of the log where there is no terminal."""
 
     def __init__(self, config: TrainConfig, shard: Callable[[], Shard[Any]]) -> None:
         self._config, self._shard = config, shard
@@ -45,7 +45,7 @@ class ProgressDisplay:
         if sys.stderr.isatty():
             self._draw()
         else:
-            while not self._done.wait(_LOG_S):
+            while not self._done.wait(self._config.progress_interval_s):
                 log.info("training", extra=self._figures())
 
     def _draw(self) -> None:
@@ -71,7 +71,10 @@ class ProgressDisplay:
         if step is None:
             return {}
         positions = dict(shard.positions)
+        learned = step.learned
         return {
+            "model_version": learned.model_version,
+            "newest_learned_ms": learned.event_ms,
             "examples": step.progress.examples,
             "examples_per_s": step.progress.examples_per_s,
             "auc_last_window": step.progress.auc_last_window,

@@ -1,34 +1,45 @@
 """File logs: the one place that knows their layout.
 
-``LOGS/{topic}/p{partition:03d}/{base:020d}.avro``: a partition is a sequence of immutable Avro object container files,
-named by the number of bytes in the files before, and so one logical stream of bytes. A record's offset is where its block
-starts in that stream plus its index in the block: unique, increasing, and found again by reading block headers.
+`LOGS/{topic}/p{partition:03d}/{base:020d}.avro`: a partition is a sequence of immutable Avro object container
+files (segments), each named by the number of bytes in the segments before it, and so one logical stream of
+bytes. A record's offset is where its block starts in that stream plus its number in the block: unique,
+increasing, and found again by reading block headers.
 """
 
-from __future__ import annotations
-
-import io
+import fcntl
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Self
 
-import fastavro
 import numpy as np
+from numpy.typing import NDArray
 
-from schemas.avro import schema
+from schemas.avro import AvroError, Record, load_schema
+from schemas.avro_blocks import (
+    FRAME_HEAD_BYTES,
+    SYNC_BYTES,
+    BlockDecoder,
+    BlockEncoder,
+    Frame,
+    Header,
+    make_header,
+    parse_frame,
+    parse_header,
+)
 from schemas.process import UserError
 
 _SEGMENT = re.compile(r"\d{20}\.avro")
-_RAW_LIMIT = 64 << 10
-_SYNC = 16
-_GROUP = 1024  # records decoded at once: fastavro's start costs as much as a few dozen
-
-Record = dict[str, Any]
+_PARTITION = re.compile(r"p\d{3}")
+_RAW_LIMIT = 64 << 10  # of a fault's bytes: enough to see what it was
+_HEADER_LIMIT = 1 << 20
+_SEARCH_BYTES = 1 << 20
+_FIRST_BLOCK_RECORDS = 64  # before the size of records is known
 
 
 class LogHoleError(UserError):
@@ -37,7 +48,7 @@ class LogHoleError(UserError):
 
 @dataclass(frozen=True)
 class Fault:
-    """A stretch ``[offset, next_offset)`` of a partition that cannot be read, and why."""
+    """A stretch `[offset, next_offset)` of a partition that cannot be read, why, and its first 64 KiB."""
 
     offset: int
     next_offset: int
@@ -45,305 +56,321 @@ class Fault:
     raw: bytes
 
 
-@dataclass
+@dataclass(frozen=True)
 class Chunk:
     """Records with their offsets (int64[n]), what could not be read between them, and where to go on."""
 
-    records: list[Record] = field(default_factory=list)
-    offsets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    next_offset: int = 0
+    records: list[Record]
+    offsets: NDArray[np.int64]
+    next_offset: int
     faults: list[Fault] = field(default_factory=list)
 
 
 def partition_of(user_id: str, partitions: int) -> int:
-    """The partition that all of a user's records go to."""
+    """The partition of all of a user's records: CRC-32 of the id, as librdkafka's `consistent` has it."""
     return zlib.crc32(user_id.encode()) % partitions
 
 
-def partitions_of(user_ids: Iterable[str], partitions: int) -> np.ndarray:
-    """:func:`partition_of` for many: int64[N]."""
-    return np.array([partition_of(user_id, partitions) for user_id in user_ids], np.int64)
+def partitions_of(user_ids: Iterable[str], partitions: int) -> NDArray[np.int64]:
+    """`partition_of` of many: int64[N]."""
+    return np.fromiter(map(partial(partition_of, partitions=partitions), user_ids), np.int64)
 
 
 def list_partitions(root: str | os.PathLike[str], topic: str) -> list[int]:
-    """Numbers of a topic's partitions."""
+    """Numbers of a topic's partitions, none if there is no such topic."""
     folder = Path(root) / topic
-    return sorted(int(p.name[1:]) for p in folder.iterdir() if re.fullmatch(r"p\d{3}", p.name)) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name[1:]) for path in folder.iterdir() if _PARTITION.fullmatch(path.name))
 
 
-def _segments(folder: Path) -> list[tuple[int, Path]]:
-    return sorted((int(path.stem), path) for path in folder.iterdir() if _SEGMENT.fullmatch(path.name))
-
-
-class LogWriter:
-    """Appends to one partition; a segment appears under its final name when it is whole and on disk.
-
-    Args:
-        root: folder of the logs.
-        topic: ``features``, ``actions`` or ``parameters``.
-        partition: its number.
-        segment_bytes: size at which the next segment begins.
-    """
-
-    def __init__(self, root: str | os.PathLike[str], topic: str, partition: int, segment_bytes: int = 64 << 20) -> None:
-        self._folder = Path(root) / topic / f"p{partition:03d}"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._schema, self._segment_bytes = schema(topic), segment_bytes
-        last = _segments(self._folder)
-        self._base = last[-1][0] + last[-1][1].stat().st_size if last else 0
-        self._temporary = self._folder / f".{os.getpid()}.tmp"
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> LogWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.close()
-        elif self._file is not None:
-            self._file.close()
-            self._temporary.unlink()
-
-    def append(self, records: list[Record]) -> None:
-        """Write records to the open segment."""
-        if not records:
-            return
-        if self._file is None:
-            self._file = self._temporary.open("w+b")
-            fastavro.writer(self._file, self._schema, records)
-        else:
-            # Behind what is there: fastavro keeps its header and sync marker.
-            fastavro.writer(self._file, self._schema, records)
-        if self._file.tell() >= self._segment_bytes:
-            self.roll()
-
-    def roll(self) -> None:
-        """Give the open segment its final name: from now on readers see it."""
-        if self._file is None:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        size = self._file.seek(0, os.SEEK_END)
-        self._file.close()
-        self._file = None
-        self._temporary.rename(self._folder / f"{self._base:020d}.avro")
-        descriptor = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        self._base += size
-
-    def close(self) -> None:
-        """Roll what is open."""
-        self.roll()
-
-
-class PartitionReader:
-    """Reads one partition from an offset; whatever is corrupt becomes a fault, and reading goes on behind it.
-
-    Args:
-        root, topic, partition: which.
-        offset: where to begin: 0, or a ``next_offset`` or record offset seen before.
-    """
-
-    def __init__(self, root: str | os.PathLike[str], topic: str, partition: int, offset: int = 0) -> None:
-        self._folder = Path(root) / topic / f"p{partition:03d}"
-        self._name = f"{topic}/p{partition:03d}"
-        self._schema = schema(topic)
-        self._plain_schema = fastavro.reader(io.BytesIO(_empty_file(self._schema))).writer_schema
-        self._from = offset
-        self._next = offset
-        self._blocks: Iterator[Chunk] | None = None
-        self._last: tuple[int, Path] | None = None
-        self._cut_short = False
-
-    def end_offset(self) -> int:
-        """Bytes of the partition so far."""
-        segments = _segments(self._folder)
-        return segments[-1][0] + segments[-1][1].stat().st_size if segments else 0
-
-    def read(self, max_records: int) -> Chunk:
-        """Up to about ``max_records`` records (whole blocks); an empty chunk when there is nothing new.
-
-        Raises:
-            LogHoleError: if a segment is missing.
-        """
-        parts: list[Chunk] = []
-        count = 0
-        while count < max_records:
-            if self._blocks is None and not self._open_next():
-                break
-            assert self._blocks is not None
-            part = next(self._blocks, None)
-            if part is None:
-                self._blocks = None
-                continue
-            parts.append(part)
-            count += len(part.records)
-            self._next = part.next_offset
-        return Chunk(
-            [record for part in parts for record in part.records],
-            np.concatenate([part.offsets for part in parts]) if parts else np.zeros(0, np.int64),
-            self._next,
-            [fault for part in parts for fault in part.faults],
-        )
-
-    def _open_next(self) -> bool:
-        """Begin the segment that holds the next offset, if it is there yet."""
-        after = self._last[0] if self._last else -1
-        segments = [s for s in _segments(self._folder) if s[0] > after]
-        if self._last is None:
-            # The segment to start in is the last one that begins at or before the offset.
-            begun = [s for s in segments if s[0] <= self._from]
-            if segments and not begun:
-                raise LogHoleError(
-                    f"{self._folder}: begins at {segments[0][0]}, after {self._from}; restore the older segments"
-                )
-            segments = segments[len(begun) - 1 :] if begun else []
-        if not segments:
-            return False
-        base, path = segments[0]
-        if self._last is not None:
-            expected = self._last[0] + self._last[1].stat().st_size
-            # A segment that was cut short has reported its loss already.
-            if base > expected and not self._cut_short:
-                raise LogHoleError(f"{self._folder}: nothing between {expected} and {base}; restore the missing segment")
-        self._last = (base, path)
-        self._blocks = self._read_segment(base, path)
-        return True
-
-    def _read_segment(self, base: int, path: Path) -> Iterator[Chunk]:
-        self._cut_short = False
-        data = path.read_bytes()
-        try:
-            header = fastavro.reader(io.BytesIO(data), reader_schema=self._schema)
-            same = header.writer_schema == self._plain_schema
-            start = _after_header(data)
-        except Exception as error:  # fastavro raises whatever the bytes lead to
-            reason = f"{path.name}: not an Avro file of {self._name}: {type(error).__name__}: {error}"
-            yield Chunk(next_offset=base + len(data), faults=[Fault(base, base + len(data), reason, data[:_RAW_LIMIT])])
-            return
-        segment = _Segment(data, base, data[:start], None if same else self._schema)
-        at = start
-        while at < len(data):
-            frames, end = segment.frames(at)
-            if frames and base + end > self._from:
-                yield self._group(segment, frames, path)
-            at = end
-            if not frames:
-                found = data.find(data[start - _SYNC : start], at)
-                end = found + _SYNC if found >= 0 else len(data)
-                self._cut_short = found < 0
-                if base + end > self._from:
-                    yield segment.fault(at, end, f"{path.name}: corrupt block at byte {at}")
-                at = end
-
-    def _group(self, segment: _Segment, frames: list[_Frame], path: Path) -> Chunk:
-        """Records of consecutive blocks; a block that cannot be decoded becomes a fault, the others are kept."""
-        try:
-            records = segment.decode(frames)
-            offsets = np.concatenate([segment.base + f.start + np.arange(f.count) for f in frames])
-            keep = int(np.searchsorted(offsets, self._from))
-            return Chunk(records[keep:], offsets[keep:], segment.base + frames[-1].end)
-        except Exception as error:  # corrupt bytes may raise anything
-            if len(frames) == 1:
-                return segment.fault(
-                    frames[0].start,
-                    frames[0].end,
-                    f"{path.name}: corrupt block at byte {frames[0].start}: {type(error).__name__}: {error}",
-                )
-        parts = [self._group(segment, [frame], path) for frame in frames if segment.base + frame.end > self._from]
-        return Chunk(
-            [record for part in parts for record in part.records],
-            np.concatenate([part.offsets for part in parts]),
-            parts[-1].next_offset,
-            [fault for part in parts for fault in part.faults],
-        )
-
-
-@dataclass(frozen=True)
-class _Frame:
-    start: int
-    end: int
-    count: int
+def _partition_folder(root: str | os.PathLike[str], topic: str, partition: int) -> Path:
+    return Path(root) / topic / f"p{partition:03d}"
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """A segment in memory: where it begins in the partition, its header, and the schema to resolve to, if any."""
-
-    data: bytes
     base: int
-    header: bytes
-    reader_schema: Any
+    size: int
+    path: Path
 
-    def frames(self, at: int) -> tuple[list[_Frame], int]:
-        """Well-framed consecutive blocks from ``at`` on, about a group's worth, and where they end."""
-        frames: list[_Frame] = []
-        records = 0
-        while at < len(self.data) and records < _GROUP:
+    @property
+    def end(self) -> int:
+        return self.base + self.size
+
+
+def _segments(folder: Path) -> list[_Segment]:
+    if not folder.is_dir():
+        return []
+    paths = sorted(path for path in folder.iterdir() if _SEGMENT.fullmatch(path.name))
+    return [_Segment(int(path.stem), path.stat().st_size, path) for path in paths]
+
+
+def newest_segment(root: str | os.PathLike[str], topic: str, partition: int) -> int:
+    """The offset at which a partition's newest segment begins, 0 if there is none."""
+    last = _segments(_partition_folder(root, topic, partition))[-1:]
+    return last[0].base if last else 0
+
+
+class LogWriter:
+    """Appends to one partition; a segment gets its final name when it is whole and on disk.
+
+    It goes on after what is there; a partition has one writer at a time. `segment_bytes` is the size at which
+    the next segment begins, `block_bytes` that of a block before compression: what a corrupt byte costs.
+
+    Raises:
+        UserError: the partition has another writer.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        topic: str,
+        partition: int,
+        segment_bytes: int = 64 << 20,
+        block_bytes: int = 32 << 10,
+    ) -> None:
+        self._folder = _partition_folder(root, topic, partition)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise UserError(f"{self._folder} is being written by another process: stop that one first") from None
+        last = _segments(self._folder)[-1:]
+        self._base = last[0].end if last else 0
+        self._segment_bytes, self._block_bytes = segment_bytes, block_bytes
+        sync = os.urandom(SYNC_BYTES)
+        self._header = make_header(load_schema(topic), sync)
+        self._encoder = BlockEncoder(load_schema(topic), sync)
+        self._pending: list[Record] = []
+        self._block_records = _FIRST_BLOCK_RECORDS
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """As `close`; an exception drops what was not rolled instead."""
+        if kind is None:
+            self.close()
+            return
+        if self._file is not None:
+            self._file.close()
+            self._unfinished.unlink()
+        self._lock.close()
+
+    def append(self, records: list[Record]) -> None:
+        """Add records to the open segment; readers see them when it is rolled."""
+        self._pending += records
+        while len(self._pending) >= self._block_records:
+            self._write_block()
+
+    def roll(self) -> None:
+        """Give the open segment its final name: from now on readers see what was appended."""
+        while self._pending:
+            self._write_block()
+        if self._file is not None:
+            self._finish(self._file)
+
+    def close(self) -> None:
+        """Roll what is open and let go of the partition."""
+        self.roll()
+        self._lock.close()
+
+    @property
+    def _unfinished(self) -> Path:
+        return self._folder / f".{self._base:020d}.avro.tmp"
+
+    def _write_block(self) -> None:
+        records = self._pending[: self._block_records]
+        block, plain_bytes = self._encoder.encode(records)
+        if self._file is None:
+            self._file = self._unfinished.open("wb")
+            self._file.write(self._header)
+        self._file.write(block)
+        del self._pending[: len(records)]
+        self._block_records = max(1, self._block_bytes * len(records) // plain_bytes)
+        if self._file.tell() >= self._segment_bytes:
+            self._finish(self._file)
+
+    def _finish(self, file: IO[bytes]) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        size = file.tell()
+        file.close()
+        self._unfinished.rename(self._folder / f"{self._base:020d}.avro")
+        _sync_folder(self._folder)
+        self._file = None
+        self._base += size
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class PartitionReader:
+    """Reads one partition from an offset on; what is corrupt becomes a fault, and reading goes on behind it.
+
+    `offset` is 0, or a record's offset or a `next_offset` seen before. Records are as the topic's present
+    schema has them, whatever schema they were written with.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], topic: str, partition: int, offset: int = 0) -> None:
+        self._folder = _partition_folder(root, topic, partition)
+        self._schema = load_schema(topic)
+        self._from = offset  # records of the first block may lie before it
+        self._next = offset
+        self._strangers_due = offset == 0
+        self._segment: _Segment | None = None
+        self._header: Header | None = None
+        self._decoder: BlockDecoder | None = None
+
+    def end_offset(self) -> int:
+        """Bytes of the partition so far."""
+        last = _segments(self._folder)[-1:]
+        return last[0].end if last else 0
+
+    def read(self, max_records: int) -> Chunk:
+        """The next blocks, until they have `max_records` records or the log ends; new segments are seen.
+
+        Raises:
+            LogHoleError: the partition does not hold the next offset; names the place and the remedy.
+        """
+        parts = self._strangers()
+        count = 0
+        while count < max_records and (segment := self._current()) is not None:
+            with segment.path.open("rb") as file:
+                for part in self._parts(segment, file):
+                    parts.append(part)
+                    self._next = part.next_offset
+                    count += len(part.records) + len(part.faults)
+                    if count >= max_records:
+                        break
+        return Chunk(
+            [record for part in parts for record in part.records],
+            np.concatenate([part.offsets for part in parts]) if parts else _no_offsets(),
+            self._next,
+            [fault for part in parts for fault in part.faults],
+        )
+
+    def _strangers(self) -> list[Chunk]:
+        """Files that no writer of ours has made, told once: their records are in no log."""
+        if not (self._strangers_due and self._folder.is_dir()):
+            return []
+        self._strangers_due = False
+        names = sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
+        why = "is no segment of this log: segments are named by 20 digits and .avro"
+        faults = [Fault(0, 0, f"{name} {why}", b"") for name in names if not _SEGMENT.fullmatch(name)]
+        return [Chunk([], _no_offsets(), 0, faults)]
+
+    def _current(self) -> _Segment | None:
+        """The segment that holds the next offset, if it is there yet."""
+        if self._segment is not None and self._next < self._segment.end:
+            return self._segment
+        segments = _segments(self._folder)
+        begun = [segment for segment in segments if segment.base <= self._next]
+        if begun and self._next < begun[-1].end:
+            if self._segment is not None and self._next != begun[-1].base:
+                raise LogHoleError(
+                    f"{begun[-1].path} begins before the segment before it ends, at {self._next}: "
+                    "two writers have been at this log; write it anew"
+                )
+            self._segment, self._header = begun[-1], None
+            return self._segment
+        at_end = begun[-1].end if begun else 0
+        if self._next == at_end and len(begun) == len(segments):
+            return None
+        later = f"goes on at {segments[len(begun)].base}" if len(begun) < len(segments) else "ends there"
+        raise LogHoleError(
+            f"{self._folder}: reading is at byte {self._next}, but the log has nothing from {at_end} on "
+            f"and {later}: restore the missing segments, or start anew without the old state"
+        )
+
+    def _parts(self, segment: _Segment, file: IO[bytes]) -> Iterator[Chunk]:
+        """What is read from the next offset to the segment's end, a chunk a block."""
+        if self._header is None:
             try:
-                frame = _frame(self.data, at, self.header[-_SYNC:])
-            except (ValueError, IndexError):
-                break
-            frames.append(frame)
-            records += frame.count
-            at = frame.end
-        return frames, at
+                self._header = parse_header(file.read(_HEADER_LIMIT))
+                self._decoder = BlockDecoder(self._header, self._schema)
+            except AvroError as error:
+                self._header = None
+                yield self._fault(segment, file, 0, self._end_of(segment), str(error))
+                return
+        assert self._decoder is not None
+        at = max(self._next - segment.base, self._header.size)
+        if self._next == self._from:
+            at = self._header.size  # a record's offset lies within its block: found from the first one on
+        while at < segment.size:
+            start = at
+            try:
+                frame = _framed(file, start, segment.size, self._header.sync)
+                at = frame.end
+                if segment.base + at > self._from:
+                    yield self._decoded(segment, file, frame, self._decoder)
+            except AvroError as error:
+                behind = _behind_marker(file, start, self._header.sync)
+                at = segment.size if behind is None else behind
+                end = self._end_of(segment) if behind is None else segment.base + at
+                if end > self._from:
+                    yield self._fault(segment, file, start, end, f"corrupt block at byte {start}: {error}")
+        if self._next < segment.end:
+            yield Chunk([], _no_offsets(), segment.end)  # a segment without a block
 
-    def decode(self, frames: list[_Frame]) -> list[Record]:
-        """All records of consecutive blocks."""
-        body = self.data[frames[0].start : frames[-1].end]
-        records = list(fastavro.reader(io.BytesIO(self.header + body), reader_schema=self.reader_schema))
-        if len(records) != sum(frame.count for frame in frames):
-            raise ValueError("not as many records as its header says")
-        return records
+    def _decoded(self, segment: _Segment, file: IO[bytes], frame: Frame, decoder: BlockDecoder) -> Chunk:
+        file.seek(frame.body)
+        try:
+            records = decoder.decode(file.read(frame.size), frame.count)
+        except AvroError as error:
+            why = f"corrupt block at byte {frame.start}: {error}"
+            return self._fault(segment, file, frame.start, segment.base + frame.end, why)
+        first = segment.base + frame.start
+        before = min(max(self._from - first, 0), frame.count)
+        offsets = np.arange(first + before, first + frame.count, dtype=np.int64)
+        return Chunk(records[before:], offsets, segment.base + frame.end)
 
-    def fault(self, start: int, end: int, reason: str) -> Chunk:
-        """A stretch that cannot be read."""
-        raw = self.data[start : min(end, start + _RAW_LIMIT)]
-        return Chunk(next_offset=self.base + end, faults=[Fault(self.base + start, self.base + end, reason, raw)])
+    def _end_of(self, segment: _Segment) -> int:
+        """Where reading goes on after a segment whose end cannot be read: the next one, if any."""
+        later = [other.base for other in _segments(self._folder) if other.base > segment.base]
+        return max([segment.end, *later[:1]])
 
-
-def _empty_file(parsed: Any) -> bytes:
-    out = io.BytesIO()
-    fastavro.writer(out, parsed, [])
-    return out.getvalue()
-
-
-def _after_header(data: bytes) -> int:
-    """Bytes of the header: magic, metadata map, sync marker."""
-    at = 4
-    while True:
-        count, at = _varint(data, at)
-        if count == 0:
-            return at + _SYNC
-        if count < 0:
-            count = -count
-            _, at = _varint(data, at)
-        for _ in range(2 * count):
-            size, at = _varint(data, at)
-            at += size
-
-
-def _frame(data: bytes, at: int, sync: bytes) -> _Frame:
-    """The block at ``at``, if it is followed by the file's sync marker."""
-    count, begin = _varint(data, at)
-    size, begin = _varint(data, begin)
-    end = begin + size
-    if count < 0 or size < 0 or data[end : end + _SYNC] != sync:
-        raise ValueError("no sync marker behind it")
-    return _Frame(at, end + _SYNC, count)
+    def _fault(self, segment: _Segment, file: IO[bytes], start: int, end: int, why: str) -> Chunk:
+        file.seek(start)
+        raw = file.read(min(end - segment.base - start, _RAW_LIMIT))
+        fault = Fault(segment.base + start, end, f"{segment.path.name}: {why}", raw)
+        return Chunk([], _no_offsets(), end, [fault])
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A zig-zag long and where the next thing starts."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            return (value >> 1) ^ -(value & 1), at
-        shift += 7
+def _no_offsets() -> NDArray[np.int64]:
+    return np.zeros(0, np.int64)
+
+
+def _framed(file: IO[bytes], start: int, size: int, sync: bytes) -> Frame:
+    """The block at `start` of a file of `size` bytes, its sync marker checked."""
+    file.seek(start)
+    frame = parse_frame(file.read(FRAME_HEAD_BYTES), start)
+    if frame.end > size:
+        raise AvroError("it is cut short")
+    file.seek(frame.end - SYNC_BYTES)
+    if file.read(SYNC_BYTES) != sync:
+        raise AvroError("no sync marker behind it")
+    return frame
+
+
+def _behind_marker(file: IO[bytes], start: int, sync: bytes) -> int | None:
+    """Where the first sync marker from `start` on ends, if there is one."""
+    file.seek(start)
+    window, at = b"", start
+    while more := file.read(_SEARCH_BYTES):
+        window += more
+        found = window.find(sync)
+        if found >= 0:
+            return at + found + SYNC_BYTES
+        at += len(window) - min(len(window), SYNC_BYTES - 1)
+        window = window[-(SYNC_BYTES - 1) :]
+    return None

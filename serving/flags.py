@@ -1,27 +1,41 @@
-"""Types of command-line values that are checked as they are read."""
+"""Types of command-line values that are checked as they are read, and how an address is written."""
 
 import argparse
 
 
-def port(text: str) -> int:
+def text(value: str) -> str:
+    """Text that UTF-8 can spell, as ids in the logs are."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not UTF-8: give an id as it stands in the logs") from None
+    return value
+
+
+def port(value: str) -> int:
     """0 to 65535; 0 means any free one."""
-    number = int(text)
+    number = int(value)
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"{number} is not a port: 0 to 65535")
     return number
 
 
-def count(text: str) -> int:
+def count(value: str) -> int:
     """At least 1, within int32."""
-    number = int(text)
+    number = int(value)
     if not 1 <= number < 1 << 31:
         raise argparse.ArgumentTypeError(f"{number} is not a count: at least 1")
     return number
 
 
-def positive(text: str) -> float:
+def positive(value: str) -> float:
     """Above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
+    return number
+
+
+def address(host: str, port: int) -> str:
+    """HOST:PORT as gRPC reads it: an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -12,6 +12,7 @@ import grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from schemas.process import UserError
+from serving import flags
 from serving.folders import require_version_folder
 from serving.metrics import Metrics, MetricsEndpoint
 from serving.service import Answering, ModelService, PredictionService
@@ -105,7 +106,7 @@ class ModelServer:
         self.versions.poll()
         if not self.options.wait:
             self._require_a_version()
-        address = f"{self.options.host}:{self.options.port}"
+        address = flags.address(self.options.host, self.options.port)
         try:
             self.port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
@@ -119,7 +120,8 @@ class ModelServer:
     def _require_a_version(self) -> None:
         require_version_folder(self.options.model_dir)
         statuses = self.versions.statuses()
-        if all(status.error for status in statuses):
+        # None yet: the first folder has appeared since the manager looked, and is loaded at its next look.
+        if statuses and all(status.error for status in statuses):
             newest = statuses[0]
             raise UserError(
                 f"no version in {self.options.model_dir} loads: version {newest.version}: {newest.error}; "

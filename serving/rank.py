@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from schemas.process import UserError, run_main
+from schemas.quiet import quiet_imports
 from serving import flags
-from serving.quiet import quiet_imports
 
 if TYPE_CHECKING:
     from serving.client import RankClient
@@ -119,7 +119,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--server", required=True, metavar="HOST:PORT", help="the model server's gRPC address")
-    add("--user", required=True, metavar="U", help="user id, as in the logs; an unknown one is a new user")
+    add("--user", type=flags.text, required=True, metavar="U", help="user id, as in the logs; an unknown one is a new user")
     add("--k", type=flags.count, default=10, help="how many videos (default: %(default)s)")
     add("--head", help="rank by this head: its name or position (default: the model's first)")
     add("--json", action="store_true", help="print one JSON object instead of a table")

@@ -14,9 +14,9 @@ import threading
 from pathlib import Path
 
 from schemas.process import UserError, run_main, setup_logging
+from schemas.quiet import quiet_imports
 from serving import flags
 from serving.folders import require_version_folder
-from serving.quiet import quiet_imports
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -74,11 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # TensorFlow takes seconds to import: everything above answers at once.
     with quiet_imports():
-        import tensorflow as tf
-
         from serving.host import ModelServer, ServerOptions
-
-        tf.config.list_physical_devices()  # looks for GPUs here, where their absence is not reported
 
     options = ServerOptions(
         model_dir=args.model_dir,
@@ -95,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     with ModelServer(options) as server:
         if args.port_file is not None:
             _write_port(args.port_file, server.port)
-        print(f"serving {args.model_name} on {args.host}:{server.port}", flush=True)
+        print(f"serving {args.model_name} on {flags.address(args.host, server.port)}", flush=True)
         stop.wait()
     return 0
 
@@ -108,7 +104,7 @@ def _check_port_is_free(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port (0: any free) or --host"
+            f"cannot listen on {flags.address(host, port)}: {error.strerror}; choose another --port (0: any free) or --host"
         ) from error
 
 

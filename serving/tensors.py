@@ -80,7 +80,9 @@ def decode(proto: Any, spec: TensorSpec) -> np.ndarray:
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
     if not spec.accepts(shape):
         raise TensorError(f'input "{spec.alias}" must be {spec}, got shape {list(shape)}')
-    if any(size < 0 for size in shape) or math.prod(shape) * max(spec.dtype.size, 1) > MAX_INPUT_BYTES:
+    # A string unfolds to an object's address; its own bytes have been sent.
+    cell = np.dtype(spec.dtype.as_numpy_dtype).itemsize
+    if any(size < 0 for size in shape) or math.prod(shape) * cell > MAX_INPUT_BYTES:
         raise TensorError(f'input "{spec.alias}" has shape {list(shape)}: negative or over {MAX_INPUT_BYTES} bytes')
     try:
         return tf.make_ndarray(proto)

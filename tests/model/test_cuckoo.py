@@ -1,36 +1,39 @@
-"""The index against a dict, through any sequence of operations."""
+"""The index against a dict, through any sequence of operations, and where keys crowd its buckets."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.cuckoo import MISS, CuckooIndex
+from model.cuckoo import CuckooIndex
 
-KEYS = st.lists(st.integers(-40, 40) | st.integers(0, 2**63 - 1), max_size=30)
+KEYS = st.lists((st.integers(-40, 40) | st.integers(0, 2**63 - 1)).filter(bool), max_size=30)
+MISS = -1
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["insert", "remove"]), KEYS), max_size=20))
 def test_it_is_a_dict(operations):
-    index, plain = CuckooIndex(4), {}
-    for number, (name, keys) in enumerate(operations):
-        array = np.array(keys, np.int64)
+    index, plain, rows = CuckooIndex(4), {}, 0
+    for name, keys in operations:
         if name == "insert":
-            index.insert(array, np.full(array.size, number, np.int32))
-            plain |= dict.fromkeys(keys, number)
+            fresh = np.arange(rows, rows + len(keys), dtype=np.int32)
+            rows += len(keys)
+            index.insert(np.array(keys, np.int64), fresh)
+            plain |= dict(zip(keys, fresh.tolist(), strict=True))
         else:
-            index.remove(array)
-            for key in keys:
-                plain.pop(key, None)
+            removed = index.remove(np.array(keys, np.int64))
+            assert removed.tolist() == [plain.pop(key, MISS) for key in keys]
         assert len(index) == len(plain)
-    asked = np.array([*plain, 41, 42], np.int64)
-    assert index.find(asked).tolist() == [*plain.values(), MISS, MISS]
-    keys, values = index.items()
-    assert dict(zip(keys.tolist(), values.tolist(), strict=True)) == plain
+    strangers = [key for key in range(-42, 43) if key and key not in plain]
+    asked = np.array([*plain, *strangers], np.int64)
+    assert index.find(asked).tolist() == [*plain.values(), *[MISS] * len(strangers)]
+    assert index.keys[list(plain.values())].tolist() == list(plain)
+    assert np.count_nonzero(index.keys) == len(plain)
 
 
 def test_no_key_is_lost_while_it_grows_from_nothing():
-    keys = np.random.default_rng(0).permutation(200_000).astype(np.int64) << 40
+    keys = (1 + np.random.default_rng(0).permutation(200_000).astype(np.int64)) << 40
     index = CuckooIndex(1)
     for at in range(0, keys.size, 7_000):
         index.insert(keys[at : at + 7_000], np.arange(at, min(at + 7_000, keys.size), dtype=np.int32))
@@ -43,7 +46,19 @@ def test_no_key_is_lost_while_it_grows_from_nothing():
 
 
 def test_one_insert_larger_than_the_index_is_taken():
-    keys = np.arange(100_000, dtype=np.int64)
+    keys = np.arange(1, 100_001, dtype=np.int64)
     index = CuckooIndex(1)
     index.insert(keys, keys.astype(np.int32))
     assert (index.find(keys) == keys).all()
+
+
+def test_what_cannot_be_put_is_named():
+    index = CuckooIndex()
+    index.insert(np.array([7]), np.array([3], np.int32))
+    with pytest.raises(ValueError, match="key 0 pads"):
+        index.insert(np.array([5, 0]), np.array([4, 5], np.int32))
+    with pytest.raises(ValueError, match="row -1 is negative"):
+        index.insert(np.array([5]), np.array([-1], np.int32))
+    with pytest.raises(ValueError, match="row 3 belongs to key 7, not 8: remove that key first"):
+        index.insert(np.array([8]), np.array([3], np.int32))
+    assert index.find(np.array([5, 7, 8])).tolist() == [MISS, 3, MISS]

@@ -163,6 +163,41 @@ def test_any_history_in_any_batches_gives_the_labels_of_the_whole(events, size, 
     assert found == brute_force(events)
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize(("came", "met"), [(300_000, True), (300_001, False)])
+def test_an_action_waits_for_its_features_as_long_wherever_batches_end(came, met, cut):
+    join = Join(CONFIG)
+    events = [action(7, LIKE, 0), features(8, came), features(7, came)]
+    parts = [apply(join, events[:cut]), apply(join, events[cut:], watermark=came)]
+    found = {}
+    for part in parts:
+        found |= decided(join, part)
+    assert found.get((7, LIKE)) == (True if met else None)
+    orphaned = [int(at) + cut * number for number, part in enumerate(parts) for at in part.orphaned]
+    assert orphaned == ([] if met else [1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(histories(), st.integers(1, 7))
+def test_where_batches_end_changes_nothing(events, size):
+    """Late actions, repeated requests and orphans included: what is forgotten is forgotten at its time."""
+    events = sorted([*events, *((k, key, a, t + 1_200_000) for k, key, a, t in events)], key=lambda e: (e[3], e[0]))
+    whole, cut = Join(CONFIG), Join(CONFIG)
+    expected = apply(whole, events)
+    parts = []
+    for at in range(0, len(events), size):
+        parts.append(apply(cut, events[at : at + size]))
+        cut.release(cut.next)
+    for name in ("seq", "mask", "label", "time_ms"):
+        found = [x for part in parts for x in getattr(part.decisions, name).tolist()]
+        assert found == getattr(expected.decisions, name).tolist()
+    assert [x for part in parts for x in part.fate.tolist()] == expected.fate.tolist()
+    orphaned = [at * size + x for at, part in enumerate(parts) for x in part.orphaned.tolist()]
+    assert [x for part in parts for x in part.orphans.tolist()] == expected.orphans.tolist()
+    assert orphaned == expected.orphaned.tolist()
+    assert cut.counts == whole.counts
+
+
 def test_memory_follows_the_window_not_the_stream():
     join = Join(CONFIG)
     for minute in range(300):

@@ -95,10 +95,16 @@ def shard(folder, **config):
     return Shard(Tally, StateFiles(folder, 0), ShardConfig(**{"snapshot_interval_s": 1e9, **config}))
 
 
+def process(one, cells, payload):
+    """One batch as the pipeline has it applied: its outputs, then the manifest if one was due."""
+    outputs = one.process(cells, payload)
+    return outputs, one.settle(cells)
+
+
 def test_a_run_without_faults_restores_nothing(tmp_path):
     one, cells = shard(tmp_path), Cells()
     for first in range(0, 100, 10):
-        assert one.process(cells, batch(first, first + 10)).outputs == 10
+        assert process(one, cells, batch(first, first + 10))[0] == 10
         cells.commit()
     assert one.counts.restores == 0
     assert one.step.times == dict.fromkeys(range(100), 1)
@@ -106,11 +112,11 @@ def test_a_run_without_faults_restores_nothing(tmp_path):
 
 def test_a_failed_bundle_is_applied_again_once(tmp_path):
     one, cells = shard(tmp_path), Cells()
-    one.process(cells, batch(0, 10))
+    process(one, cells, batch(0, 10))
     cells.commit()
-    one.process(cells, batch(10, 20))
+    process(one, cells, batch(10, 20))
     cells.rollback()
-    one.process(cells, batch(10, 20))
+    process(one, cells, batch(10, 20))
     cells.commit()
     assert one.counts.restores == 1
     assert one.step.times == dict.fromkeys(range(20), 1)
@@ -118,29 +124,29 @@ def test_a_failed_bundle_is_applied_again_once(tmp_path):
 
 def test_an_exception_in_the_step_leaves_no_half_applied_batch(tmp_path):
     one, cells = shard(tmp_path), Cells()
-    one.process(cells, batch(0, 10))
+    process(one, cells, batch(0, 10))
     cells.commit()
     one.step.fail_at = 15
     with pytest.raises(RuntimeError, match="poison"):
-        one.process(cells, batch(10, 20))
+        process(one, cells, batch(10, 20))
     cells.rollback()
-    one.process(cells, batch(10, 20))
+    process(one, cells, batch(10, 20))
     assert one.step.times == dict.fromkeys(range(20), 1)
 
 
 def test_a_gap_is_refused_and_an_overlap_dropped(tmp_path):
     one, cells = shard(tmp_path), Cells()
-    one.process(cells, batch(0, 10))
+    process(one, cells, batch(0, 10))
     with pytest.raises(LogGapError, match="goes from 10 to 11"):
-        one.process(cells, batch(11, 20))
-    one.process(cells, batch(5, 15))
+        process(one, cells, batch(11, 20))
+    process(one, cells, batch(5, 15))
     assert one.step.times == dict.fromkeys(range(15), 1)
 
 
 def test_inputs_are_bounded(tmp_path):
     one, cells = shard(tmp_path, inputs_bytes=3 * len(batch(0, 10))), Cells()
     for first in range(0, 200, 10):
-        one.process(cells, batch(first, first + 10))
+        process(one, cells, batch(first, first + 10))
         cells.commit()
         assert len(cells.inputs()) <= 3
     assert one.counts.snapshots >= 6
@@ -148,18 +154,45 @@ def test_inputs_are_bounded(tmp_path):
 
 def test_a_job_started_anew_goes_on_from_the_newest_manifest(tmp_path):
     first, cells = shard(tmp_path), Cells()
-    first.process(cells, batch(0, 10, Final.STOP))
+    process(first, cells, batch(0, 10, Final.STOP))
     again = shard(tmp_path)
     cells = Cells()
-    again.process(cells, batch(10, 20))
+    process(again, cells, batch(10, 20))
     assert again.step.times == dict.fromkeys(range(20), 1)
     assert StateFiles(tmp_path, 0).positions()[LOG].offset == 10
 
 
+def test_outputs_that_were_not_handed_on_are_put_out_again(tmp_path):
+    """The process dies between a batch's outputs and the manifest that holds it."""
+    one, cells = shard(tmp_path, snapshot_interval_s=0.0), Cells()
+    process(one, cells, batch(0, 10))
+    assert one.process(cells, batch(10, 20, Final.STOP)) == 10
+    assert StateFiles(tmp_path, 0).positions()[LOG].offset == 10
+    assert shard(tmp_path).process(Cells(), batch(10, 20)) == 10
+
+
+def test_an_attempt_that_was_overtaken_writes_no_manifest(tmp_path):
+    one, cells = shard(tmp_path, snapshot_interval_s=0.0), Cells()
+    one.process(cells, batch(0, 10))
+    other = Cells()
+    one.process(other, batch(0, 10))
+    assert one.settle(cells) is None
+    assert one.settle(other).positions[LOG].offset == 10
+
+
+def test_an_unreadable_manifest_that_was_replaced_does_no_harm(tmp_path):
+    one, cells = shard(tmp_path, snapshot_interval_s=0.0), Cells()
+    first = process(one, cells, batch(0, 10))[1]
+    (tmp_path / "shard-000" / first.name).write_text("{}")
+    newest = process(one, cells, batch(10, 20))[1]
+    process(one, cells, batch(20, 30))
+    assert StateFiles(tmp_path, 0).newest()[0].version > newest.version
+
+
 def test_a_broken_newest_manifest_is_passed_over(tmp_path):
     one, cells = shard(tmp_path), Cells()
-    one.process(cells, batch(0, 10, Final.STOP))
-    newest = one.process(cells, batch(10, 20, Final.STOP)).manifest
+    process(one, cells, batch(0, 10, Final.STOP))
+    newest = process(one, cells, batch(10, 20, Final.STOP))[1]
     path = tmp_path / "shard-000" / newest.segments[-1][0].name
     path.write_bytes(path.read_bytes()[:-1])
     manifest, _ = StateFiles(tmp_path, 0).newest()
@@ -168,15 +201,15 @@ def test_a_broken_newest_manifest_is_passed_over(tmp_path):
 
 def test_a_directory_without_a_whole_manifest_is_refused(tmp_path):
     one, cells = shard(tmp_path), Cells()
-    manifest = one.process(cells, batch(0, 10, Final.STOP)).manifest
+    manifest = process(one, cells, batch(0, 10, Final.STOP))[1]
     (tmp_path / "shard-000" / manifest.segments[0][0].name).unlink()
     with pytest.raises(StateError, match="none of 1 manifests is whole"):
-        shard(tmp_path).process(Cells(), batch(0, 10))
+        process(shard(tmp_path), Cells(), batch(0, 10))
 
 
 def test_a_full_disk_costs_a_snapshot_but_no_example(tmp_path, monkeypatch):
     one, cells = shard(tmp_path, snapshot_interval_s=0.0), Cells()
-    one.process(cells, batch(0, 10))
+    process(one, cells, batch(0, 10))
     cells.commit()
 
     def full(*_):
@@ -184,19 +217,19 @@ def test_a_full_disk_costs_a_snapshot_but_no_example(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.shard.write_increment", full)
-        one.process(cells, batch(10, 20))
+        process(one, cells, batch(10, 20))
         cells.commit()
     assert one.counts.snapshot_failures == 1
-    one.process(cells, batch(20, 30))
+    process(one, cells, batch(20, 30))
     again = shard(tmp_path)
-    again.process(Cells(), batch(30, 40))
+    process(again, Cells(), batch(30, 40))
     assert again.step.times == dict.fromkeys(range(40), 1)
 
 
 def test_increments_merge_into_a_base_and_old_files_go(tmp_path):
     one, cells = shard(tmp_path, snapshot_interval_s=0.0, retention_s=0.0), Cells()
     for first in range(0, 400, 10):
-        one.process(cells, batch(first, first + 10))
+        process(one, cells, batch(first, first + 10))
         cells.commit()
         if one._merging is not None:
             one._merging.base.result()
@@ -225,7 +258,7 @@ def test_any_sequence_of_faults_applies_each_record_once_and_in_order(tmp_path, 
         if fault < 0.1:
             one = shard(tmp_path, **config)  # a new worker process, the same Beam state
         elif fault < 0.2:
-            one.process(cells, batch(at, end))  # a bundle that fails afterwards
+            process(one, cells, batch(at, end))  # a bundle that fails afterwards
             cells.rollback()
             continue
         elif fault < 0.25:
@@ -234,7 +267,7 @@ def test_any_sequence_of_faults_applies_each_record_once_and_in_order(tmp_path, 
             one, cells = shard(tmp_path, **config), Cells()  # a job started anew
             at = StateFiles(tmp_path, 0).positions().get(LOG, (0,))[0]
             end = at + rng.randint(0, 20)
-        one.process(cells, batch(at, end))
+        process(one, cells, batch(at, end))
         cells.commit()
         at = end
     plain = Tally()

@@ -1,6 +1,7 @@
 """The commands as processes: start, stop, exit status, and what they print."""
 
 import json
+import os
 import socket
 import time
 import urllib.request
@@ -11,7 +12,7 @@ from serving_checks import log_lines
 from serving_models import ITEMS, WIDTH, publish
 
 from schemas.process import UserError
-from serving import rank
+from serving import flags, rank
 from serving.client import RankClient
 from serving.host import ModelServer, ServerOptions
 
@@ -138,6 +139,18 @@ def test_an_unreachable_server_is_one_line(command):
         status, out, err = ask.finish()
     assert (status, out) == (2, "")
     assert address in one_line(err)
+
+
+def test_a_user_that_is_not_utf8_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        rank.main(["--server", "127.0.0.1:1", "--user", os.fsdecode(b"\xff")])
+    assert ended.value.code == 2
+    assert "argument --user: '\\udcff' is not UTF-8" in capsys.readouterr().err
+
+
+def test_an_ipv6_host_is_written_in_brackets():
+    assert flags.address("::1", 8500) == "[::1]:8500"
+    assert flags.address("localhost", 8500) == "localhost:8500"
 
 
 @pytest.mark.parametrize("module", ["serving.server", "serving.rank"])

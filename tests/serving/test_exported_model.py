@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from model.catalogue import Entries
-from model.deepfm import DenseLayout
+from model.dense import DenseLayout
 from model.export import ExportState, write_version
 from model.feature_ids import pack_ids
 from schemas.config import FeatureConfig, Slot, load_config

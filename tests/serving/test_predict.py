@@ -191,6 +191,17 @@ def test_malformed_tensors_are_refused(stubs):
         assert 'input "ids"' in details()
 
 
+def test_a_string_may_not_unfold_to_any_number_of_rows(stubs):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "freshet"
+    examples = tf.make_tensor_proto([b"once"])
+    examples.tensor_shape.dim[0].size = 1 << 27  # a gibibyte of addresses
+    request.inputs["examples"].CopyFrom(examples)
+    with refused(INVALID) as details:
+        stubs.predictions.Predict(request)
+    assert details().startswith('input "examples" has shape [134217728]')
+
+
 def test_a_kernels_refusal_keeps_its_code(stubs):
     """A head that does not exist is found out by the graph, not by the signature."""
     with refused(INVALID) as details:

@@ -1,0 +1,296 @@
+"""Kernels of the cuckoo index: look up, insert with displacement, remove, split.
+
+Functions that run once a key are inlined and take plain arrays: handing over the bundle costs ten times a look-up
+(each of its arrays is counted up and down atomically), which only the rare paths can afford.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from .feature_ids import mix63_jit
+
+NO_ROW = -1
+CELLS = 4
+MAX_LOAD = 0.9  # four cells and two hashes reach 0.98; short of it, paths stay one or two steps long
+SIZE, STASHED = 0, 1  # cells of IndexArrays.meta
+DONE, NO_ROOM, ROW_TAKEN = 0, 1, 2
+
+_SEARCH = 256  # buckets looked at for a free cell
+_BLOCK = 64  # keys whose cache misses are waited for together
+_SECOND = 28  # bits of the hash from which the second bucket is taken; the tag's are the top 8 of its 63
+_TAG = 55
+_POSITIVE = np.int64(0x7FFFFFFFFFFFFFFF)
+_LOW = np.uint64(0x01010101)
+_HIGH = np.uint64(0x80808080)
+
+
+class IndexArrays(NamedTuple):
+    """The index as the kernels take it.
+
+    tags uint8[4 B] (0 = free cell) and words uint32[B], the same bytes; rows int32[4 B]; stash int32[];
+    keys int64[rows]; meta int64[2] is (keys held, of which in the stash).
+    """
+
+    tags: NDArray[np.uint8]
+    words: NDArray[np.uint32]
+    rows: NDArray[np.int32]
+    stash: NDArray[np.int32]
+    keys: NDArray[np.int64]
+    meta: NDArray[np.int64]
+
+
+@njit(inline="always")
+def _hash(key: int) -> int:
+    # A bijection on 63 bits: keys that differ only in their sign share buckets, and are told apart by comparison.
+    return mix63_jit(np.int64(key) & _POSITIVE)
+
+
+@njit(inline="always")
+def _tag(h: int) -> int:
+    return max(1, h >> _TAG)
+
+
+@njit(inline="always")
+def _matches(word: np.uint32, tag: int) -> np.uint64:
+    """The high bit of each byte of a bucket's tags that equals the tag; bytes above the first may be false."""
+    x = np.uint64(word) ^ (np.uint64(tag) * _LOW)
+    return (x - _LOW) & ~x & _HIGH
+
+
+@njit(inline="always")
+def _cell_in(tags, words, rows, keys, bucket, tag, key):  # type: ignore[no-untyped-def]
+    """Cell of the key in one bucket, or -1."""
+    found = np.int64(-1)
+    if _matches(words[bucket], tag) != np.uint64(0):
+        for cell in range(bucket * CELLS, bucket * CELLS + CELLS):
+            if tags[cell] == tag and keys[rows[cell]] == key:
+                found = cell
+    return found
+
+
+@njit(inline="always")
+def _free_in(tags: NDArray[np.uint8], bucket: int) -> np.int64:
+    """First free cell of a bucket, or -1."""
+    free = np.int64(-1)
+    for cell in range(bucket * CELLS + CELLS - 1, bucket * CELLS - 1, -1):
+        if tags[cell] == 0:
+            free = np.int64(cell)
+    return free
+
+
+@njit(nogil=True, cache=True)
+def _clear_path(index: IndexArrays, first: int, second: int) -> np.int64:
+    """Frees a cell of one of two full buckets by moving keys to their other buckets; returns it, or -1.
+
+    Breadth first, so that the fewest keys move. No path visits a bucket twice, so its moves do not interfere.
+    """
+    buckets = np.empty(_SEARCH, np.int64)
+    parents = np.empty(_SEARCH, np.int32)
+    cells = np.empty(_SEARCH, np.int64)  # the cell of the parent whose key would move here
+    buckets[0], buckets[1] = first, second
+    parents[0] = parents[1] = -1
+    mask = index.words.size - 1
+    head, tail = 0, 2
+    while head < tail:
+        hole = _free_in(index.tags, buckets[head])
+        if hole >= 0:
+            node = np.int64(head)
+            while parents[node] >= 0:
+                index.tags[hole] = index.tags[cells[node]]
+                index.rows[hole] = index.rows[cells[node]]
+                hole = cells[node]
+                node = np.int64(parents[node])
+            index.tags[hole] = 0
+            return hole
+        for cell in range(buckets[head] * CELLS, buckets[head] * CELLS + CELLS):
+            h = _hash(index.keys[index.rows[cell]])
+            other = h & mask
+            if other == buckets[head]:
+                other = (h >> _SECOND) & mask
+            ancestor = np.int64(head)
+            while ancestor >= 0 and buckets[ancestor] != other:
+                ancestor = np.int64(parents[ancestor])
+            if ancestor < 0 and tail < _SEARCH:
+                buckets[tail], parents[tail], cells[tail] = other, head, cell
+                tail += 1
+        head += 1
+    return np.int64(-1)
+
+
+@njit(nogil=True, cache=True)
+def place_by_force(index: IndexArrays, key: int, row: int) -> None:
+    """Places a key whose buckets are both full."""
+    h = _hash(key)
+    mask = index.words.size - 1
+    cell = _clear_path(index, h & mask, (h >> _SECOND) & mask)
+    if cell >= 0:
+        index.tags[cell] = _tag(h)
+        index.rows[cell] = row
+    else:
+        index.stash[index.meta[STASHED]] = row
+        index.meta[STASHED] += 1
+
+
+@njit(inline="always")
+def locate(tags, words, rows, stash, keys, meta, key):  # type: ignore[no-untyped-def]
+    """Cell of a key, or number of cells + its place in the stash, or -1."""
+    h = _hash(key)
+    tag = _tag(h)
+    cell = _cell_in(tags, words, rows, keys, h & (words.size - 1), tag, key)
+    if cell < 0:
+        cell = _cell_in(tags, words, rows, keys, (h >> _SECOND) & (words.size - 1), tag, key)
+    if cell < 0:
+        for i in range(meta[STASHED]):
+            if keys[stash[i]] == key:
+                cell = rows.size + i
+    return cell
+
+
+@njit(inline="always")
+def has_room(tags: NDArray[np.uint8], stash: NDArray[np.int32], meta: NDArray[np.int64]) -> bool:
+    """Whether one more key surely finds a place; if not, the index must grow first."""
+    return meta[STASHED] < stash.size and meta[SIZE] < MAX_LOAD * tags.size
+
+
+@njit(inline="always")
+def place(tags, words, rows, key, row):  # type: ignore[no-untyped-def]
+    """Puts a row into a free cell of its key's buckets; False when both are full."""
+    h = _hash(key)
+    cell = _free_in(tags, h & (words.size - 1))
+    if cell < 0:
+        cell = _free_in(tags, (h >> _SECOND) & (words.size - 1))
+    if cell >= 0:
+        tags[cell] = _tag(h)
+        rows[cell] = row
+    return cell >= 0
+
+
+@njit(nogil=True, cache=True)
+def find_row(index: IndexArrays, key: int) -> np.int64:
+    """Row of a key, or -1."""
+    tags, words, rows, stash, keys, meta = index
+    cell = locate(tags, words, rows, stash, keys, meta, key)
+    if cell < 0:
+        return np.int64(NO_ROW)
+    return np.int64(rows[cell] if cell < rows.size else stash[cell - rows.size])
+
+
+@njit(nogil=True, cache=True)
+def remove_key(index: IndexArrays, key: int) -> np.int64:
+    """Removes a key; returns the row it had, or -1."""
+    tags, words, rows, stash, keys, meta = index
+    cell = locate(tags, words, rows, stash, keys, meta, key)
+    if cell < 0:
+        return np.int64(NO_ROW)
+    if cell < rows.size:
+        row = np.int64(rows[cell])
+        tags[cell] = 0
+    else:
+        row = np.int64(stash[cell - rows.size])
+        meta[STASHED] -= 1
+        stash[cell - rows.size] = stash[meta[STASHED]]
+    keys[row] = 0
+    meta[SIZE] -= 1
+    return row
+
+
+@njit(nogil=True, cache=True)
+def find_rows(index: IndexArrays, keys: NDArray[np.int64], found: NDArray[np.int32]) -> None:
+    """Rows of keys into `found`; -1 where there is none.
+
+    In passes over blocks of keys, hash to tags to row to key, without branches in the first two: the misses of a block
+    overlap, where a search key by key waits for each (6 to 8 times slower at a million keys).
+    """
+    words, rows, row_keys, meta = index.words, index.rows, index.keys, index.meta
+    mask = words.size - 1
+    cells = np.empty(_BLOCK, np.int64)
+    matches = np.empty(_BLOCK, np.uint64)
+    for start in range(0, keys.size, _BLOCK):
+        n = min(_BLOCK, keys.size - start)
+        for i in range(n):
+            h = _hash(keys[start + i])
+            tag = _tag(h)
+            first, second = h & mask, (h >> _SECOND) & mask
+            match = _matches(words[first], tag)
+            other = _matches(words[second], tag)
+            bucket = first if match != np.uint64(0) else second
+            match = match if match != np.uint64(0) else other
+            lowest = np.int64(match & (~match + np.uint64(1)))
+            cells[i] = bucket * CELLS + ((lowest >> 15) & 1) + ((lowest >> 23) & 1) * 2 + ((lowest >> 31) & 1) * 3
+            matches[i] = match
+        for i in range(n):
+            found[start + i] = rows[cells[i]]
+        for i in range(n):
+            if matches[i] == np.uint64(0) and meta[STASHED] == 0:
+                found[start + i] = NO_ROW
+            elif matches[i] == np.uint64(0) or row_keys[found[start + i]] != keys[start + i]:
+                found[start + i] = find_row(index, keys[start + i])
+
+
+@njit(nogil=True, cache=True)
+def put_rows(index: IndexArrays, new_keys: NDArray[np.int64], new_rows: NDArray[np.int32], at: int) -> tuple[int, int]:
+    """Inserts keys from position `at` on, or changes their rows; returns how far it came and why it stopped."""
+    tags, words, rows, stash, keys, meta = index
+    for i in range(at, new_keys.size):
+        key, row = new_keys[i], new_rows[i]
+        if keys[row] == key:
+            continue
+        if keys[row] != 0:
+            return i, ROW_TAKEN
+        cell = locate(tags, words, rows, stash, keys, meta, key)
+        if cell < 0:
+            if not has_room(tags, stash, meta):
+                return i, NO_ROOM
+            keys[row] = key
+            meta[SIZE] += 1
+            if not place(tags, words, rows, key, row):
+                place_by_force(index, key, row)
+            continue
+        if cell < rows.size:
+            keys[rows[cell]] = 0
+            rows[cell] = row
+        else:
+            keys[stash[cell - rows.size]] = 0
+            stash[cell - rows.size] = row
+        keys[row] = key
+    return new_keys.size, DONE
+
+
+@njit(nogil=True, cache=True)
+def remove_keys(index: IndexArrays, keys: NDArray[np.int64], removed: NDArray[np.int32]) -> None:
+    """Removes keys; the rows they had into `removed`, -1 where there was none."""
+    for i in range(keys.size):
+        removed[i] = remove_key(index, keys[i])
+
+
+@njit(nogil=True, cache=True)
+def split_buckets(index: IndexArrays, new_tags: NDArray[np.uint8], new_rows: NDArray[np.int32]) -> None:
+    """Copies every cell into a twice larger index, all free.
+
+    Bucket b splits into b and b + B, by one more bit of the hash that put the key there, and a key keeps its place
+    among the four cells: none is ever in another's way.
+    """
+    tags, words, rows, _, keys, _ = index
+    for bucket in range(words.size):
+        for cell in range(bucket * CELLS, bucket * CELLS + CELLS):
+            if tags[cell] != 0:
+                h = _hash(keys[rows[cell]])
+                if h & (words.size - 1) != bucket:
+                    h >>= _SECOND
+                target = cell + CELLS * (h & words.size)
+                new_tags[target] = tags[cell]
+                new_rows[target] = rows[cell]
+
+
+@njit(nogil=True, cache=True)
+def unstash(index: IndexArrays, stashed: NDArray[np.int32]) -> None:
+    """Places the keys of rows taken out of the stash; those that still find no cell go back to it."""
+    tags, words, rows, _, keys, _ = index
+    for row in stashed:
+        if not place(tags, words, rows, keys[row], row):
+            place_by_force(index, keys[row], row)

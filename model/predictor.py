@@ -1,0 +1,49 @@
+"""Predictions of a network over rows that something pools: the trainer's table, or a lagged copy's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from schemas.config import FeatureConfig
+
+from .deepfm import DeepFM
+from .slices import LADDER, PREDICTED_SLICE, Buffers, cut, run
+
+#: `pool(rows, inverse, first_out, v_out)`: rows int32[U] by inverse int32[N, W] into float32[>= N, S] and
+#: float32[>= N, S, dim]; called from several threads at once.
+Pool = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
+
+
+class Predictor:
+    """Cuts a batch into slices, pools and predicts each in a thread of its own.
+
+    Args:
+        config: slots, dimension, heads.
+        network: the dense part.
+        pool: how rows become slots.
+    """
+
+    def __init__(self, config: FeatureConfig, network: DeepFM, pool: Pool) -> None:
+        self._heads = len(config.heads)
+        self._network, self._pool = network, pool
+        self._buffers = Buffers(first=(config.num_slots,), v=(config.num_slots, config.model.dim))
+
+    def predict(self, rows: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+        """Logits float32[N, H] of rows int32[U] of distinct ids, inverse int32[N, W] leading to them."""
+
+        def slice_of(number: int, part: slice) -> np.ndarray:
+            size = part.stop - part.start
+            pooled = self._buffers.take(number, size)
+            self._pool(rows, inverse[part], pooled["first"], pooled["v"])
+            return self._network.predict(pooled)[:size]
+
+        parts = run(slice_of, cut(len(inverse), PREDICTED_SLICE))
+        return np.concatenate(parts) if parts else np.zeros((0, self._heads), np.float32)
+
+    def warm_up(self) -> None:
+        """Compile predictions of any number of rows."""
+        for rows in LADDER:
+            if rows <= PREDICTED_SLICE:
+                self._network.predict(self._buffers.take(0, rows))

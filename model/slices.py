@@ -1,0 +1,109 @@
+"""Batches cut into slices of a fixed size, one thread each: how a step uses the cores of a machine.
+
+TensorFlow's own threads inside a compiled step share every product among them: on two cores that gains a third, and a
+busy machine makes it slower than one thread. A slice on one thread scales with the cores, and as the cut depends on the batch
+alone, so does the result: it is the same bit by bit on any number of cores.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+log = logging.getLogger(__name__)
+
+#: Rows of a slice: small enough that two cores share a step of 4,096 evenly, large enough for fast products.
+SLICE = 2048
+#: Rows of a slice that is predicted: they come in odd numbers, and smaller slices are padded with less.
+PREDICTED_SLICE = 512
+#: Numbers of rows that functions are compiled for; a slice is padded to the next one. Few: each costs a compilation of
+#: every function, and below a few hundred rows a call costs more than its arithmetic.
+LADDER = (16, 64, 128, 512, SLICE)
+
+_T = TypeVar("_T")
+_ALIGNMENT = 64  # bytes; TensorFlow takes such arrays as they are and copies others
+
+_executor: ThreadPoolExecutor | None = None
+
+
+def one_thread_a_call() -> None:
+    """Make TensorFlow run each call on one thread; it must come before TensorFlow's first operation."""
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+    except RuntimeError:
+        log.warning("TensorFlow ran before the model was imported: steps share its threads and are slower")
+
+
+def cut(rows: int, most: int = SLICE) -> list[slice]:
+    """The slices of a batch of `rows`, `most` of them in each but the last."""
+    return [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
+
+
+def rung(rows: int) -> int:
+    """The number of `LADDER` that holds `rows` (at most `SLICE`)."""
+    return next(size for size in LADDER if size >= rows)
+
+
+def run(function: Callable[[int, slice], _T], slices: Sequence[slice]) -> list[_T]:
+    """`function(number, slice)` for each slice, in threads where there are several; results in their order."""
+    # The first one here: a caller that only waits would wake its helpers on the core it is about to leave, one behind
+    # the other.
+    others = [_threads().submit(function, number, part) for number, part in enumerate(slices[1:], start=1)]
+    try:
+        first = [function(0, part) for part in slices[:1]]
+    finally:
+        wait(others)  # they write to the caller's arrays
+    return first + [other.result() for other in others]
+
+
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """float32 zeros that TensorFlow takes without a copy."""
+    nbytes = int(np.prod(shape)) * 4
+    raw = np.zeros(nbytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + nbytes].view(np.float32).reshape(shape)
+
+
+class Buffers:
+    """Arrays of a slice's size that are filled anew for each step: fresh memory would cost a page fault each 4 KB.
+
+    Args:
+        shapes: of one row, by name.
+    """
+
+    def __init__(self, **shapes: tuple[int, ...]) -> None:
+        self._shapes = shapes
+        self._arrays: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+
+    def take(self, number: int, rows: int) -> dict[str, np.ndarray]:
+        """float32[rung, ...] by name for slice `number`; what is past `rows` is zero."""
+        size = rung(rows)
+        arrays = self._arrays.get((number, size))
+        if arrays is None:
+            arrays = {name: aligned((size, *shape)) for name, shape in self._shapes.items()}
+            self._arrays[number, size] = arrays
+        for array in arrays.values():
+            array[rows:] = 0
+        return arrays
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _executor
+    if _executor is None:
+        _executor = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="slice")
+    return _executor
+
+
+def _forget_threads() -> None:
+    global _executor
+    _executor = None
+
+
+# A forked child has none of its parent's threads.
+os.register_at_fork(after_in_child=_forget_threads)
