@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup lock test check format bench clean
+.PHONY: help setup demo lock test check format bench clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ $(VENV)/.installed: requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
 	touch $@
+
+demo: setup ## learn online from a simulated world, serve, let a guest in; DATA=FOLDER: from KuaiRand-Pure or MovieLens
+	@$(BIN)/python -m bench.demo $(if $(DATA),--path "$(DATA)")
 
 lock: setup ## resolve requirements.in into requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --python-version 3.11 --no-header requirements.in -o requirements.txt
@@ -38,6 +41,9 @@ format: setup ## format the code
 
 bench: setup ## run every benchmark
 	$(BIN)/python -m bench.rank
+	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.pipeline
+	$(BIN)/python -m bench.kuairand
 
 clean: ## remove the virtual environment, caches and out/
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis

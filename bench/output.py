@@ -1,20 +1,32 @@
 """How every benchmark ends: a table for people, and as its last line one JSON object for programs."""
 
 import json
+import math
+import sys
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from schemas.process import UserError
+
 
 def finish(rows: Sequence[Mapping[str, object]], fields: Mapping[str, float | int | str]) -> None:
-    """Print `rows` as a table (columns are the first row's keys), then `fields` as one line of JSON."""
+    """Print `rows` as a table (columns are the first row's keys), then `fields` as one line of JSON.
+
+    Raises:
+        UserError: a field is not a finite number: there was too little to measure.
+    """
     table = Table()
     for name in rows[0] if rows else ():
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
+    # Into a file or a pipe, where rich would fall back to 80 columns, rows stay on one line.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    missing = [name for name, value in fields.items() if isinstance(value, float) and not math.isfinite(value)]
+    if missing:
+        raise UserError(f"nothing was measured for {', '.join(missing)}: give the benchmark more to work on")
     print(json.dumps(fields))
 
 

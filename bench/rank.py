@@ -41,7 +41,7 @@ class Workload:
 def export_model(model_dir: Path, keys: int, seed: int = 0) -> np.ndarray:
     """Write a version of `keys` rows, as many in each slot; their ids, int64[slots, keys / slots]."""
     from model.catalogue import Entries
-    from model.deepfm import DenseLayout
+    from model.dense import DenseLayout
     from model.export import ExportState, write_version
     from model.feature_ids import pack_ids
     from schemas.config import FeatureConfig, Head, ModelConfig, Side, Slot

@@ -1,0 +1,71 @@
+"""The demo's child processes: ended with it, and named with their log when they fail; progress read as it is written."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from bench.processes import NOTHING, Child, TrainLog, alone, signals_interrupt, wait_for_line
+from schemas.process import UserError
+
+
+def test_a_child_that_fails_is_told_with_its_reason_and_log(tmp_path):
+    log = tmp_path / "server.log"
+    with Child("serving.server", "--model_dir", tmp_path / "none", log=log) as child:
+        with pytest.raises(UserError) as told:
+            wait_for_line(tmp_path / "port", child, seconds=60)
+        assert "serving.server ended with status 2 (cannot read --model_dir" in str(told.value)
+        assert str(log) in str(told.value)
+        assert "\n" not in str(told.value)
+
+
+def test_leaving_the_block_ends_the_child(tmp_path):
+    with Child("http.server", "0", "--bind", "127.0.0.1", log=tmp_path / "log") as child:
+        child.check()
+    with pytest.raises(UserError, match="ended with status -15"):
+        child.check()
+
+
+def test_a_line_is_waited_for(tmp_path):
+    (tmp_path / "port").write_text("8500\n")
+    with Child("http.server", "0", "--bind", "127.0.0.1", log=tmp_path / "log") as child:
+        assert wait_for_line(tmp_path / "port", child) == "8500"
+
+
+def line(second, examples):
+    figures = {"examples": examples, "auc_last_window": 0.7, "table_rows": 5, "model_version": 9, "newest_learned_ms": 77}
+    return json.dumps({"ts": f"2026-01-01T00:00:{second:06.3f}+00:00", "message": "training", **figures}) + "\n"
+
+
+def test_progress_is_read_as_it_is_written(tmp_path):
+    path = tmp_path / "train.log"
+    path.write_text('{"ts": "2026-01-01T00:00:00Z", "message": "training"}\nnot JSON\n')
+    log = TrainLog(path)
+    assert log.newest() is NOTHING
+    with path.open("a") as file:
+        file.write(line(1, 100) + line(2, 600) + line(3, 1100)[:20])
+        file.flush()
+        newest = log.newest()
+        assert (newest.examples, newest.model_version, newest.newest_learned_ms) == (600, 9, 77)
+        assert newest.examples_per_s == pytest.approx(500)
+        file.write(line(3, 1100)[20:] + line(9, 2000))
+    newest = log.newest()
+    assert newest.examples == 2000
+    # Nothing in the two seconds before it to compare with.
+    assert newest.examples_per_s == 0
+    assert log.newest() == newest
+
+
+def test_a_folder_is_one_demos(tmp_path):
+    with alone(tmp_path), pytest.raises(UserError, match="another demo is at work"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+def test_sigterm_interrupts_so_that_children_are_ended():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), signals_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
