@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 
 from schemas.config import FeatureConfig
 
 from . import join_kernel as kernel
+from .batches import EVENTS, EventBatch, Kind
 from .join_kernel import DUPLICATE, EMPTY, FAULT, HELD, LATE, STALE, TAKEN, UNUSED
 
 #: How long after its last window a row is remembered, to tell repetitions from news.
@@ -154,6 +156,17 @@ class Join:
     def waiting(self) -> int:
         """Rows with an undecided head."""
         return self.next - int(self._cursor.min())
+
+    def warm_up(self) -> None:
+        """Compile every kernel, or read it from the cache, by the work of one batch on a join that is thrown away."""
+        join = Join(self.config, self.early, self.lateness_ms)
+        # An action before its features, its features, an action after them; columns as batches have them, read-only.
+        kinds = (Kind.ACTION, Kind.FEATURES, Kind.ACTION)
+        rows = [{"kind": kind, "key": 1, "action": 0, "time_ms": 0, "order_ms": 0} for kind in kinds]
+        batch = EventBatch(0, (), {}, pa.RecordBatch.from_pylist(rows, schema=EVENTS), 0)
+        join.apply(*(batch.column(name) for name in ("kind", "key", "action", "time_ms", "order_ms")), batch.watermark_ms)
+        join.close()
+        join.release(join.next)
 
     def apply(self, kind: np.ndarray, key: np.ndarray, action: np.ndarray, time_ms: np.ndarray, order_ms: np.ndarray,
               watermark_ms: int) -> Joined:  # fmt: skip

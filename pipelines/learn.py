@@ -78,6 +78,7 @@ class JoinAndLearn:
         self.trainer = Trainer(config, seed=learn.seed)
         started = time.monotonic()
         self.trainer.warm_up((learn.step,))
+        self.join.warm_up()
         log.info("kernels and steps compiled", extra={"seconds": round(time.monotonic() - started, 1)})
         self.arms = Arms(config, learn.arms, warm_start_ms=round(learn.warm_start_s * 1000))
         self.rows = RowStore(config.width, 1 + len(learn.arms), len(config.heads))

@@ -1,13 +1,16 @@
 """The joiner against a join over the whole history, written plainly."""
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
+import small_logs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.batches import Kind
+from pipelines import join_kernel
+from pipelines.batches import Final, Kind
 from pipelines.join import Join
 from pipelines.join_kernel import DUPLICATE, HELD, LATE, STALE, TAKEN, UNUSED
 from schemas.config import load_config
@@ -236,3 +239,20 @@ def test_counts_survive_a_restart(field):
     again = Join(CONFIG)
     again.load(join.state())
     assert getattr(again.counts, field) == getattr(join.counts, field)
+
+
+def test_after_the_warm_up_nothing_is_left_to_compile(tmp_path):
+    kernels = importlib.reload(join_kernel)  # its functions anew, as a process finds them
+    compiled = [kernel for kernel in vars(kernels).values() if hasattr(kernel, "signatures")]
+    Join(small_logs.CONFIG).warm_up()
+    before = {kernel.__name__: list(kernel.signatures) for kernel in compiled}
+    assert before["advance"]
+    small_logs.write_world(tmp_path, 40)
+    join = Join(small_logs.CONFIG)
+    for batch in small_logs.batches_of(tmp_path):
+        columns = (batch.column(name) for name in ("kind", "key", "action", "time_ms", "order_ms"))
+        join.apply(*columns, batch.watermark_ms)
+        join.release(join.next)
+    assert batch.final is Final.END
+    assert len(join.close().decisions)
+    assert {kernel.__name__: list(kernel.signatures) for kernel in compiled} == before
