@@ -129,8 +129,10 @@ class BlockEncoder:
         block = b"".join((count, _long(len(body)), body, self._sync))
         if len(block) >= len(records):
             return block, len(plain)
-        half = len(records) // 2
-        return self.encode(records[:half])[0] + self.encode(records[half:])[0], len(plain)
+        # Fewer records give hardly fewer bytes: as many as those have bytes will do, or nearly.
+        fit = min(len(block), (len(records) + 1) // 2)
+        parts = (records[i : i + fit] for i in range(0, len(records), fit))
+        return b"".join(self.encode(part)[0] for part in parts), len(plain)
 
 
 class BlockDecoder:
