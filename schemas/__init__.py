@@ -1,8 +1,9 @@
 """What the rooms meet at: Avro schemas of every log, the layout of log files, the feature configuration.
 
 - `config`: slots, heads and size of a model, from a TOML file such as `kuairand.toml`
-- `avro`, `avro_blocks`: the schemas (`*.avsc`), messages, and the blocks of container files
-- `log_files`: where logs lie, writing and reading them
+- `avro`, `avro_blocks`, `avro_resolution`: the schemas (`*.avsc`), messages, the blocks of container files, and which
+  other schemas they may have been written with
+- `log_files`, `log_segments`: writing and reading logs, and where they lie
 - `process`: logging, user errors, and how a command ends
 - `golden_ids.json`: feature ids and mixed keys, for clients in other languages
 

@@ -182,8 +182,8 @@ def load_config(path: str | Path) -> FeatureConfig:
     given; a slot's `optimizer` replaces that of the defaults whole.
 
     Raises:
-        ConfigError: the file is missing, is not TOML, or a value in it cannot be used; names the file, the
-            slot and the remedy.
+        ConfigError: the file is missing or cannot be read, is not TOML, or a value in it cannot be used; names the
+            file, the slot and the remedy.
     """
     path = Path(path)
     try:
@@ -193,6 +193,8 @@ def load_config(path: str | Path) -> FeatureConfig:
         raise ConfigError(f"{path}: no such feature configuration: give the path of a TOML file") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder: give the path of a TOML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}): give the path of a TOML file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 ({error.reason}): save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:

@@ -1,14 +1,12 @@
-"""File logs: the one place that knows their layout.
+"""File logs: writing and reading a partition, whose files `log_segments` knows.
 
-`LOGS/{topic}/p{partition:03d}/{base:020d}.avro`: a partition is a sequence of immutable Avro object container
-files (segments), each named by the number of bytes in the segments before it, and so one logical stream of
-bytes. A record's offset is where its block starts in that stream plus its number in the block: unique,
-increasing, and found again by reading block headers.
+A segment is an Avro object container file. A record's offset is where its block starts in the partition's stream
+of bytes plus its number in the block: unique, increasing, and found again by reading block headers.
 """
 
 import fcntl
+import logging
 import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,18 +30,39 @@ from schemas.avro_blocks import (
     parse_frame,
     parse_header,
 )
+from schemas.log_segments import (
+    LogHoleError,
+    Segment,
+    SegmentFinder,
+    last_segment,
+    list_partitions,
+    newest_segment,
+    partition_folder,
+    segment_bases,
+    segment_path,
+    strangers,
+)
 from schemas.process import UserError
 
-_SEGMENT = re.compile(r"\d{20}\.avro")
-_PARTITION = re.compile(r"p\d{3}")
+__all__ = [
+    "Chunk",
+    "Fault",
+    "LogHoleError",
+    "LogWriter",
+    "PartitionReader",
+    "list_partitions",
+    "newest_segment",
+    "partition_of",
+    "partitions_of",
+]
+
 _RAW_LIMIT = 64 << 10  # of a fault's bytes: enough to see what it was
 _HEADER_LIMIT = 1 << 20
 _SEARCH_BYTES = 1 << 20
 _FIRST_BLOCK_RECORDS = 64  # before the size of records is known
+_STRANGER = "is no segment of this log: segments are named by 20 digits and .avro"
 
-
-class LogHoleError(UserError):
-    """Part of a log is missing."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,42 +95,6 @@ def partitions_of(user_ids: Iterable[str], partitions: int) -> NDArray[np.int64]
     return np.fromiter(map(partial(partition_of, partitions=partitions), user_ids), np.int64)
 
 
-def list_partitions(root: str | os.PathLike[str], topic: str) -> list[int]:
-    """Numbers of a topic's partitions, none if there is no such topic."""
-    folder = Path(root) / topic
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name[1:]) for path in folder.iterdir() if _PARTITION.fullmatch(path.name))
-
-
-def _partition_folder(root: str | os.PathLike[str], topic: str, partition: int) -> Path:
-    return Path(root) / topic / f"p{partition:03d}"
-
-
-@dataclass(frozen=True)
-class _Segment:
-    base: int
-    size: int
-    path: Path
-
-    @property
-    def end(self) -> int:
-        return self.base + self.size
-
-
-def _segments(folder: Path) -> list[_Segment]:
-    if not folder.is_dir():
-        return []
-    paths = sorted(path for path in folder.iterdir() if _SEGMENT.fullmatch(path.name))
-    return [_Segment(int(path.stem), path.stat().st_size, path) for path in paths]
-
-
-def newest_segment(root: str | os.PathLike[str], topic: str, partition: int) -> int:
-    """The offset at which a partition's newest segment begins, 0 if there is none."""
-    last = _segments(_partition_folder(root, topic, partition))[-1:]
-    return last[0].base if last else 0
-
-
 class LogWriter:
     """Appends to one partition; a segment gets its final name when it is whole and on disk.
 
@@ -130,7 +113,7 @@ class LogWriter:
         segment_bytes: int = 64 << 20,
         block_bytes: int = 32 << 10,
     ) -> None:
-        self._folder = _partition_folder(root, topic, partition)
+        self._folder = partition_folder(root, topic, partition)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self._folder / ".lock").open("w")
         try:
@@ -138,8 +121,8 @@ class LogWriter:
         except BlockingIOError:
             self._lock.close()
             raise UserError(f"{self._folder} is being written by another process: stop that one first") from None
-        last = _segments(self._folder)[-1:]
-        self._base = last[0].end if last else 0
+        last = last_segment(self._folder)
+        self._base = 0 if last is None else last.end
         self._segment_bytes, self._block_bytes = segment_bytes, block_bytes
         sync = os.urandom(SYNC_BYTES)
         self._header = make_header(load_schema(topic), sync)
@@ -200,7 +183,7 @@ class LogWriter:
         os.fsync(file.fileno())
         size = file.tell()
         file.close()
-        self._unfinished.rename(self._folder / f"{self._base:020d}.avro")
+        self._unfinished.rename(segment_path(self._folder, self._base))
         _sync_folder(self._folder)
         self._file = None
         self._base += size
@@ -222,19 +205,22 @@ class PartitionReader:
     """
 
     def __init__(self, root: str | os.PathLike[str], topic: str, partition: int, offset: int = 0) -> None:
-        self._folder = _partition_folder(root, topic, partition)
+        self._folder = partition_folder(root, topic, partition)
         self._schema = load_schema(topic)
         self._from = offset  # records of the first block may lie before it
         self._next = offset
         self._strangers_due = offset == 0
-        self._segment: _Segment | None = None
+        if self._strangers_due and not segment_bases(self._folder) and (names := strangers(self._folder)):
+            log.warning("%s has nothing to read yet: %s %s", self._folder, names[0], _STRANGER)
+        self._finder = SegmentFinder(self._folder)
+        self._segment: Segment | None = None
         self._header: Header | None = None
         self._decoder: BlockDecoder | None = None
 
     def end_offset(self) -> int:
         """Bytes of the partition so far."""
-        last = _segments(self._folder)[-1:]
-        return last[0].end if last else 0
+        last = last_segment(self._folder)
+        return 0 if last is None else last.end
 
     def read(self, max_records: int) -> Chunk:
         """The next blocks, until they have `max_records` records or the log ends; new segments are seen.
@@ -242,7 +228,7 @@ class PartitionReader:
         Raises:
             LogHoleError: the partition does not hold the next offset; names the place and the remedy.
         """
-        parts = self._strangers()
+        parts: list[Chunk] = []
         count = 0
         while count < max_records and (segment := self._current()) is not None:
             with segment.path.open("rb") as file:
@@ -252,6 +238,10 @@ class PartitionReader:
                     count += len(part.records) + len(part.faults)
                     if count >= max_records:
                         break
+        if parts and self._strangers_due:
+            # With the first bytes that are read, so that who goes on behind those has been told, and is not again.
+            parts.insert(0, self._strangers())
+            self._strangers_due = False
         return Chunk(
             [record for part in parts for record in part.records],
             np.concatenate([part.offsets for part in parts]) if parts else _no_offsets(),
@@ -259,40 +249,21 @@ class PartitionReader:
             [fault for part in parts for fault in part.faults],
         )
 
-    def _strangers(self) -> list[Chunk]:
-        """Files that no writer of ours has made, told once: their records are in no log."""
-        if not (self._strangers_due and self._folder.is_dir()):
-            return []
-        self._strangers_due = False
-        names = sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
-        why = "is no segment of this log: segments are named by 20 digits and .avro"
-        faults = [Fault(0, 0, f"{name} {why}", b"") for name in names if not _SEGMENT.fullmatch(name)]
-        return [Chunk([], _no_offsets(), 0, faults)]
+    def _strangers(self) -> Chunk:
+        """Files that no writer of ours has made, as faults of no bytes: their records are in no log."""
+        faults = [Fault(0, 0, f"{name} {_STRANGER}", b"") for name in strangers(self._folder)]
+        return Chunk([], _no_offsets(), 0, faults)
 
-    def _current(self) -> _Segment | None:
+    def _current(self) -> Segment | None:
         """The segment that holds the next offset, if it is there yet."""
         if self._segment is not None and self._next < self._segment.end:
             return self._segment
-        segments = _segments(self._folder)
-        begun = [segment for segment in segments if segment.base <= self._next]
-        if begun and self._next < begun[-1].end:
-            if self._segment is not None and self._next != begun[-1].base:
-                raise LogHoleError(
-                    f"{begun[-1].path} begins before the segment before it ends, at {self._next}: "
-                    "two writers have been at this log; write it anew"
-                )
-            self._segment, self._header = begun[-1], None
-            return self._segment
-        at_end = begun[-1].end if begun else 0
-        if self._next == at_end and len(begun) == len(segments):
-            return None
-        later = f"goes on at {segments[len(begun)].base}" if len(begun) < len(segments) else "ends there"
-        raise LogHoleError(
-            f"{self._folder}: reading is at byte {self._next}, but the log has nothing from {at_end} on "
-            f"and {later}: restore the missing segments, or start anew without the old state"
-        )
+        found = self._finder.find(self._next, self._segment)
+        if found is not None:
+            self._segment, self._header = found, None
+        return found
 
-    def _parts(self, segment: _Segment, file: IO[bytes]) -> Iterator[Chunk]:
+    def _parts(self, segment: Segment, file: IO[bytes]) -> Iterator[Chunk]:
         """What is read from the next offset to the segment's end, a chunk a block."""
         if self._header is None:
             try:
@@ -322,7 +293,7 @@ class PartitionReader:
         if self._next < segment.end:
             yield Chunk([], _no_offsets(), segment.end)  # a segment without a block
 
-    def _decoded(self, segment: _Segment, file: IO[bytes], frame: Frame, decoder: BlockDecoder) -> Chunk:
+    def _decoded(self, segment: Segment, file: IO[bytes], frame: Frame, decoder: BlockDecoder) -> Chunk:
         file.seek(frame.body)
         try:
             records = decoder.decode(file.read(frame.size), frame.count)
@@ -334,12 +305,12 @@ class PartitionReader:
         offsets = np.arange(first + before, first + frame.count, dtype=np.int64)
         return Chunk(records[before:], offsets, segment.base + frame.end)
 
-    def _end_of(self, segment: _Segment) -> int:
+    def _end_of(self, segment: Segment) -> int:
         """Where reading goes on after a segment whose end cannot be read: the next one, if any."""
-        later = [other.base for other in _segments(self._folder) if other.base > segment.base]
+        later = [base for base in segment_bases(self._folder) if base > segment.base]
         return max([segment.end, *later[:1]])
 
-    def _fault(self, segment: _Segment, file: IO[bytes], start: int, end: int, why: str) -> Chunk:
+    def _fault(self, segment: Segment, file: IO[bytes], start: int, end: int, why: str) -> Chunk:
         file.seek(start)
         raw = file.read(min(end - segment.base - start, _RAW_LIMIT))
         fault = Fault(segment.base + start, end, f"{segment.path.name}: {why}", raw)

@@ -53,14 +53,14 @@ def read_all(root, offset=0, max_records=50):
         at = chunk.next_offset
 
 
-def without(lost):
-    """What is left of RECORDS, to say that damage cost only neighbours."""
-    return [record for i, record in enumerate(RECORDS) if i not in lost]
+def without(lost, written=RECORDS):
+    """What is left of what was written, to say that damage cost only neighbours."""
+    return [record for i, record in enumerate(written) if i not in lost]
 
 
-def lost_of(records):
+def lost_of(records, written=RECORDS):
     kept = {record["request_id"] for record in records}
-    return [i for i, record in enumerate(RECORDS) if record["request_id"] not in kept]
+    return [i for i, record in enumerate(written) if record["request_id"] not in kept]
 
 
 def damage(path, at, value=None):

@@ -175,6 +175,13 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
     (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
     with pytest.raises(ConfigError, match="not UTF-8"):
         load_config(tmp_path / "latin.toml")
+    with pytest.raises(ConfigError, match=r"latin.toml/x: cannot be read \(Not a directory\): give the path"):
+        load_config(tmp_path / "latin.toml" / "x")
+    with pytest.raises(ConfigError, match=r"cannot be read \(File name too long\): give the path"):
+        load_config(tmp_path / ("x" * 300))
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    with pytest.raises(ConfigError, match=r"loop.toml: cannot be read \(Too many levels of symbolic links\): give"):
+        load_config(tmp_path / "loop.toml")
 
 
 def test_the_fingerprint_is_that_of_what_ids_and_rows_mean():

@@ -1,23 +1,23 @@
 """Damaged file logs: what cannot be read becomes a fault, costs what it hit, and reading goes on behind it."""
 
+import io
 import os
-import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from log_examples import RECORDS, TOPIC, blocks_of, changed, damage, foreign, lost_of, read_all, without, write
 
-from schemas.log_files import (
-    LogWriter,
-    PartitionReader,
-)
+from schemas import log_files
+from schemas.avro_blocks import parse_frame
+from schemas.log_files import LogWriter, PartitionReader
 
 
-def assert_one_stretch_lost(root, path, most):
+def assert_one_stretch_lost(root, path, most, written=RECORDS):
     """Exactly one fault, whose place is in `path`; everything else read; at most `most` records lost."""
     records, offsets, faults = read_all(root)
-    lost = lost_of(records)
-    assert records == without(lost)
+    lost = lost_of(records, written)
+    assert records == without(lost, written)
     assert 0 < len(lost) <= most
     assert lost == list(range(lost[0], lost[-1] + 1))
     (fault,) = faults
@@ -30,9 +30,12 @@ def assert_one_stretch_lost(root, path, most):
 
 
 def test_reading_goes_on_from_every_offset_behind_damage(tmp_path):
-    path = write(tmp_path)[1]
-    damage(path, path.stat().st_size // 2)
+    # Each offset's reading goes to the end: the time is the square of the records, so no more than blocks need.
+    path = write(tmp_path, RECORDS[:240])[1]
+    start, end, count = blocks_of(path)[1]
+    damage(path, (start + end) // 2)
     records, offsets, faults = read_all(tmp_path)
+    assert len(offsets) == 240 - count
     for i, offset in enumerate(offsets):
         later, again, left = read_all(tmp_path, offset, max_records=10**6)
         assert (later, again) == (records[i:], offsets[i:])
@@ -42,14 +45,16 @@ def test_reading_goes_on_from_every_offset_behind_damage(tmp_path):
 
 
 def test_a_flipped_byte_anywhere_in_a_block_costs_at_most_that_block_and_the_next(tmp_path):
-    path = write(tmp_path)[1]
+    few = RECORDS[:240]  # read once for every byte of a block
+    path = write(tmp_path, few)[1]
     whole = path.read_bytes()
     blocks = blocks_of(path)
+    assert len(blocks) > 2
     two_blocks = max(a[2] + b[2] for a, b in pairwise(blocks))
     start, end, _ = blocks[1]
     for at in range(start, end):
         damage(path, at)
-        assert_one_stretch_lost(tmp_path, path, two_blocks)
+        assert_one_stretch_lost(tmp_path, path, two_blocks, few)
         path.write_bytes(whole)
 
 
@@ -112,6 +117,30 @@ def test_a_stranger_file_is_a_fault_once_and_only_from_the_beginning(tmp_path):
     assert read_all(tmp_path, offsets[1])[2] == []
 
 
+@pytest.mark.parametrize("first", [b"", b"x" * 300], ids=["whole", "without a header"])
+def test_a_stranger_is_told_once_with_the_first_bytes_that_are_read(tmp_path, caplog, first):
+    """A position that moves with it is all that a restart has to know it by."""
+    folder = tmp_path / TOPIC / "p000"
+    folder.mkdir(parents=True)
+    (folder / "part-0.avro").write_bytes(b"x")
+    for _ in range(2):
+        reader = PartitionReader(tmp_path, TOPIC, 0)
+        for _ in range(3):
+            chunk = reader.read(10)
+            assert (chunk.records, chunk.faults, chunk.next_offset) == ([], [], 0)
+    assert ["part-0.avro is no segment" in message for message in caplog.messages] == [True, True]
+    path, *_ = write(tmp_path)
+    path.write_bytes(first + path.read_bytes()[len(first) :])
+    for waiting in (reader, PartitionReader(tmp_path, TOPIC, 0)):
+        chunk = waiting.read(1)
+        assert "part-0.avro is no segment" in chunk.faults[0].reason
+        assert (len(chunk.faults), bool(chunk.records)) == (2 if first else 1, not first)
+        assert chunk.next_offset > 0
+        for rest in (waiting, PartitionReader(tmp_path, TOPIC, 0, chunk.next_offset)):
+            later = rest.read(10**6)
+            assert (later.records[-1], later.faults) == (RECORDS[-1], [])
+
+
 def test_raw_bytes_of_a_fault_are_capped(tmp_path):
     path = write(tmp_path, [{**RECORDS[0], "user_id": os.urandom(100_000).hex()}], segments=1)[0]
     damage(path, path.stat().st_size // 2)
@@ -156,11 +185,25 @@ def test_a_fault_at_the_end_is_not_reported_again_on_resumption(tmp_path):
     assert read_all(tmp_path, end)[2] == []
 
 
-def test_a_long_run_of_continuation_bytes_is_a_fault_in_no_time(tmp_path):
+def test_what_has_no_marker_behind_it_is_read_through_once(tmp_path, monkeypatch):
+    """Not anew from each of its bytes, though any of them might begin a block."""
     path = write(tmp_path, segments=1)[0]
-    data = path.read_bytes()
-    start = blocks_of(path)[1][0]
-    path.write_bytes(data[:start] + b"\xff" * 400_000)
-    began = time.monotonic()
+    whole = blocks_of(path)[0]
+    path.write_bytes(path.read_bytes()[: whole[1]] + b"\xff" * 400_000)
+    starts, sizes = [], []
+
+    def parsed(head, start):
+        starts.append(start)
+        return parse_frame(head, start)
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            data = super().read(size)
+            sizes.append(len(data))
+            return data
+
+    monkeypatch.setattr(log_files, "parse_frame", parsed)
+    monkeypatch.setattr(Path, "open", lambda path, mode: Counted(path, mode))
     assert len(PartitionReader(tmp_path, TOPIC, 0).read(10**6).faults) == 1
-    assert time.monotonic() - began < 1
+    assert starts == [whole[0], whole[1]]
+    assert path.stat().st_size < sum(sizes) < 3 * path.stat().st_size
