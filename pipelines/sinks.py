@@ -31,9 +31,11 @@ from schemas.process import UserError
 
 from .failures import noted
 from .outputs import DeadLetter, Metrics, Predictions, SnapshotRef
-from .state_files import StateFiles
+from .state_files import StateFiles, sync_directory
 
 _PARAMETERS = "parameters"
+#: Bytes looked at first for the last line of a file: a line is seldom longer.
+_TAIL = 4 << 10
 #: Deltas a runner may repeat at once: more than a bundle ever holds.
 _REMEMBERED = 256
 _written: dict[tuple[str, int], deque[bytes]] = {}
@@ -66,7 +68,10 @@ class WriteMetrics(beam.DoFn):
 
 
 class WriteDeadLetters(beam.DoFn):
-    """Appends dead letters to one file a shard, as JSON lines; those already there are told by their number."""
+    """Appends dead letters to one file a shard, as JSON lines; those already there are told by their number.
+
+    They are on the disk when a batch's are done: the manifest after it makes a restart skip them.
+    """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -78,6 +83,7 @@ class WriteDeadLetters(beam.DoFn):
     def _append(self, shard: int, letters: list[DeadLetter]) -> None:
         path = Path(self._directory) / f"shard-{shard:03d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
         with path.open("a+b") as file:
             written = _lines_written(file)
             for letter in letters:
@@ -91,20 +97,29 @@ class WriteDeadLetters(beam.DoFn):
                     "raw_base64": base64.b64encode(letter.raw).decode(),
                 }
                 file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync_directory(path.parent)
 
 
 def _lines_written(file: IO[bytes]) -> int:
     """Number after the last whole line; a line cut short by a crash is removed."""
     end = file.seek(0, os.SEEK_END)
-    back = min(end, 256 << 10)
-    file.seek(end - back)
-    tail = file.read()
-    whole = tail.rfind(b"\n") + 1
+    back = _TAIL
+    while True:
+        back = min(back, end)
+        file.seek(end - back)
+        tail = file.read(back)
+        whole = tail.rfind(b"\n") + 1
+        begin = tail.rfind(b"\n", 0, max(whole - 1, 0)) + 1
+        if begin or back == end:
+            break
+        back *= 2
     if whole != len(tail):
         file.truncate(end - back + whole)
         file.seek(0, os.SEEK_END)
-    lines = tail[:whole].splitlines()
-    return json.loads(lines[-1])["number"] + 1 if lines else 0
+    return int(json.loads(tail[begin:whole])["number"]) + 1 if whole else 0
 
 
 class WritePredictions(beam.DoFn):

@@ -91,7 +91,7 @@ class StateFiles:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
 
     def read(self, name: str) -> Manifest:
         """A manifest by name.
@@ -206,7 +206,8 @@ class Lease:
         self._file.close()
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make new names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -61,6 +62,38 @@ def test_a_line_cut_short_by_a_crash_is_written_anew(tmp_path, lost):
     path.write_bytes(whole[:-lost])
     give(sinks.WriteDeadLetters(str(tmp_path)), (0, [letter(1)]))
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("lost", [0, 1, 300_000, 899_999, 900_000, 1_100_000])
+def test_lines_of_any_length_are_numbered_on_and_mended(tmp_path, lost):
+    """As a file of an older version may hold them, whole or cut short."""
+    path = tmp_path / "shard-000.jsonl"
+    long = DeadLetter(1, "actions/p000", 5, "r", bytes(675_000))
+    give(sinks.WriteDeadLetters(str(tmp_path)), (0, [letter(0), long]))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(len(whole) - lost, 0)])
+    give(sinks.WriteDeadLetters(str(tmp_path)), (0, [letter(0), long]), (0, [letter(2)]))
+    lines = letters_in(path)
+    assert [line["number"] for line in lines] == [0, 1, 2]
+    assert base64.b64decode(lines[1]["raw_base64"]) == long.raw
+    assert path.read_bytes().startswith(whole)
+
+
+def test_dead_letters_are_on_the_disk_before_the_sink_is_done(tmp_path, monkeypatch):
+    """What is synced of the file is all of it, and its name is, too."""
+    synced, fsync = {}, os.fsync
+
+    def watched(descriptor):
+        fsync(descriptor)
+        about = os.fstat(descriptor)
+        synced[about.st_ino] = about.st_size
+
+    monkeypatch.setattr(os, "fsync", watched)
+    path = tmp_path / "letters" / "shard-000.jsonl"
+    for first in (0, 2):
+        give(sinks.WriteDeadLetters(str(path.parent)), (0, [letter(first), letter(first + 1)]))
+        assert synced[path.stat().st_ino] == path.stat().st_size
+    assert path.parent.stat().st_ino in synced
 
 
 def test_metrics_are_the_newest_figures(tmp_path):
