@@ -132,6 +132,65 @@ def test_a_job_started_anew_with_other_batches_leaves_each_prediction_once(tmp_p
     assert sorted(pq.read_table(tmp_path)["key"].to_pylist()) == sorted([*range(2, 12)] * 2)
 
 
+def versions_in(folder):
+    return {path.name: pq.read_table(path)["key"].to_pylist() for path in sorted(folder.glob("*.parquet"))}
+
+
+def test_predictions_that_come_again_alone_leave_later_ones(tmp_path):
+    sink = sinks.WritePredictions(str(tmp_path))
+    parts = [(0, 1, predictions(0, 3)), (0, 2, []), (0, 3, predictions(3, 2)), (0, 4, predictions(5, 2))]
+    # A logit that is not a number is not equal to itself, but it is the same prediction.
+    parts[2][2][0].logits["frozen"][0] = np.nan
+    give(sink, *parts)
+    expected = versions_in(tmp_path)
+    assert len(expected) == 3
+    for part in parts:
+        give(sink, part)
+        give(sinks.WritePredictions(str(tmp_path)), part)
+        assert versions_in(tmp_path) == expected
+
+
+@pytest.mark.parametrize("anew", [(0, 2, predictions(2, 7)), (0, 2, [])])
+def test_an_attempt_that_goes_back_takes_the_place_of_all_from_where_it_differs(tmp_path, anew):
+    """In the same process: a bundle failed, and the source cut the same events otherwise."""
+    sink = sinks.WritePredictions(str(tmp_path))
+    other = (1, 3, predictions(50, 2))
+    give(sink, other, *[(0, n, predictions(2 * n, 2)) for n in range(1, 6)])
+    before = versions_in(tmp_path)
+    give(sink, (0, 1, predictions(2, 2)))
+    assert versions_in(tmp_path) == before
+    give(sink, anew, (0, 3, predictions(90, 1)))
+    found = versions_in(tmp_path)
+    shards = [(0, n) for n in (1, 2, 3) if n != 2 or anew[2]] + [(1, 3)]
+    assert list(found) == [f"{shard:03d}-{n:012d}.parquet" for shard, n in shards]
+    assert found["000-000000000003.parquet"] == [90, 90]
+
+
+def test_a_new_process_takes_the_place_of_what_its_manifest_does_not_hold(tmp_path):
+    give(sinks.WritePredictions(str(tmp_path)), *[(0, n, predictions(2 * n, 2)) for n in range(1, 6)])
+    sinks.reset()
+    # The very predictions that are there, too: what is behind them is of batches that may not come like that again.
+    give(sinks.WritePredictions(str(tmp_path)), (0, 3, predictions(6, 2)))
+    assert list(versions_in(tmp_path)) == [f"000-{n:012d}.parquet" for n in (1, 2, 3)]
+
+
+def test_the_folder_of_predictions_is_listed_once(tmp_path, monkeypatch):
+    """It grows with the stream: to list it with each batch would take ever longer."""
+    listed, scandir = [], os.scandir
+
+    def watched(path):
+        listed.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", watched)
+    sink = sinks.WritePredictions(str(tmp_path))
+    give(sink, (0, 1, predictions(0, 2)))
+    first = listed.count(str(tmp_path))
+    assert first > 0
+    give(sink, *[(0, n, predictions(2 * n, 2)) for n in range(2, 9)], (0, 8, predictions(16, 2)))
+    assert listed.count(str(tmp_path)) == first
+
+
 def delta(first, last):
     rng = np.random.default_rng(last)
     return Delta(
