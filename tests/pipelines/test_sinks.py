@@ -98,7 +98,7 @@ def test_dead_letters_are_on_the_disk_before_the_sink_is_done(tmp_path, monkeypa
 
 def test_metrics_are_the_newest_figures(tmp_path):
     path = tmp_path / "new" / "metrics.json"
-    first, second = Metrics(0, 1, {"auc": 0.5}), Metrics(0, 2, {"auc": 0.6})
+    first, second = Metrics(0, {"auc": 0.5}), Metrics(0, {"auc": 0.6})
     give(sinks.WriteMetrics(str(path)), first, second, first, second)
     assert json.loads(path.read_text()) == {"auc": 0.6}
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
@@ -248,7 +248,7 @@ def snapshots(tmp_path_factory):
     for batch in batches_of(root / "logs", batch_rows=80)[:3]:
         one.process(cells, batch.encode())
         manifest = one.settle(cells)
-        refs.append(SnapshotRef(str(root / "state"), 0, manifest.name, manifest.newest_event_ms))
+        refs.append(SnapshotRef(str(root / "state"), 0, manifest.name))
     return refs
 
 
@@ -283,7 +283,7 @@ def test_a_snapshot_that_is_not_whole_is_said(tmp_path, snapshots):
     ("option", "make", "element"),
     [
         ("--dead_letters_dir", sinks.WriteDeadLetters, (0, [letter(0)])),
-        ("--metrics_json", lambda path: sinks.WriteMetrics(f"{path}/x"), Metrics(0, 1, {})),
+        ("--metrics_json", lambda path: sinks.WriteMetrics(f"{path}/x"), Metrics(0, {})),
         ("--predictions_dir", sinks.WritePredictions, (0, 1, predictions(0, 1))),
         ("--parameter_log", sinks.WriteDeltas, delta(0, 1)),
     ],
