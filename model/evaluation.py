@@ -27,6 +27,11 @@ class Progressive:
         """Weight of the examples met."""
         return float(self._sums[0])
 
+    @property
+    def positives(self) -> float:
+        """Weight of those that were positive."""
+        return float(self._sums[1])
+
     def update(self, logits: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None) -> None:
         """Count predictions whose labels are known.
 
@@ -90,8 +95,8 @@ class Progressive:
     def figures(self) -> dict[str, Any]:
         """AUC, logloss, calibration and counts."""
         return {
-            "count": self._sums[0],
-            "positives": self._sums[1],
+            "count": self.count,
+            "positives": self.positives,
             "auc": self.auc,
             "logloss": self.logloss,
             "calibration": self.calibration,

@@ -95,6 +95,24 @@ def read_increment(directory: str | os.PathLike[str], entries: Iterable[FileEntr
     return increment
 
 
+def verify(directory: str | os.PathLike[str], entries: Iterable[FileEntry]) -> None:
+    """Check files as `read_increment` does, a piece at a time: memory does not grow with them.
+
+    Raises:
+        SnapshotError: naming the file and what is wrong with it.
+    """
+    for entry in entries:
+        path = Path(directory) / entry.name
+        size = crc = 0
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        _check(path, entry, size, crc)
+
+
 def merge(increments: Sequence[Increment]) -> Increment:
     """Increments, oldest first, as one: of a key the last word counts, and a removed key is gone unless it came back."""
     merged = Increment()
@@ -150,12 +168,20 @@ def _read(path: Path, entry: FileEntry) -> pa.Table:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise SnapshotError(f"{path}: {error.strerror}; restore the file, or use an older manifest") from error
-    if len(data) != entry.bytes:
-        raise SnapshotError(f"{path}: {len(data)} bytes instead of {entry.bytes}; restore the file, or use an older manifest")
-    if zlib.crc32(data) != entry.crc32:
-        raise SnapshotError(f"{path}: altered since it was written; restore the file, or use an older manifest")
+        raise _unreadable(path, error) from error
+    _check(path, entry, len(data), zlib.crc32(data))
     return pa.ipc.open_file(pa.py_buffer(data)).read_all()
+
+
+def _unreadable(path: Path, error: OSError) -> SnapshotError:
+    return SnapshotError(f"{path}: {error.strerror}; restore the file, or use an older manifest")
+
+
+def _check(path: Path, entry: FileEntry, size: int, crc: int) -> None:
+    if size != entry.bytes:
+        raise SnapshotError(f"{path}: {size} bytes instead of {entry.bytes}; restore the file, or use an older manifest")
+    if crc != entry.crc32:
+        raise SnapshotError(f"{path}: altered since it was written; restore the file, or use an older manifest")
 
 
 def _arrays_to_table(arrays: dict[str, np.ndarray]) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +14,13 @@ from schemas.avro import encode_body
 from schemas.config import FeatureConfig
 
 from .batches import EventBatch, Kind
+from .decode import RAW_LIMIT
 from .join import Join, Joined
 from .join_kernel import FAULT, HELD, STALE
 from .outputs import DeadLetter
+
+#: Characters kept of a reason: what an error says of a record may be as long as the record.
+REASON_LIMIT = 1_000
 
 _ORPHAN = "an action without an impression"
 
@@ -73,11 +78,12 @@ class DeadLetterBox:
             partition, offset, raw = self._held.pop(number)
             found.append(_Found(event, 0, partition, offset, _ORPHAN, raw))
         for each in sorted(found, key=lambda f: (f.event, f.rank)):
-            self._letters.append(DeadLetter(self.count, each.partition, each.offset, each.reason, each.raw))
+            reason, raw = each.reason[:REASON_LIMIT], each.raw[:RAW_LIMIT]
+            self._letters.append(DeadLetter(self.count, each.partition, each.offset, reason, raw))
             self.count += 1
-        # What the join let go of otherwise has met its features.
-        if self._held and min(self._held) < join.held_first:
-            self._held = {number: held for number, held in self._held.items() if number >= join.held_first}
+        # What the join let go of otherwise has met its features; numbers ascend, as the actions came.
+        for number in list(takewhile(lambda number: number < join.held_first, self._held)):
+            del self._held[number]
 
     def drain(self) -> list[DeadLetter]:
         """The letters since the last call."""
@@ -97,10 +103,10 @@ class DeadLetterBox:
         self._held = {int(n): (p, o, base64.b64decode(raw)) for n, (p, o, raw) in fields["held"].items()}
 
     def _raw(self, row: dict[str, Any]) -> bytes:
-        """The record of an event; of a request with several videos, the part of this one."""
+        """The record of an event, as far as it is kept; of a request with several videos, the part of this one."""
         if row["kind"] == Kind.ACTION:
-            return encode_body("actions", {**row, "action": self._actions[row["action"]]})
+            return encode_body("actions", {**row, "action": self._actions[row["action"]]})[:RAW_LIMIT]
         ids = np.array(row["ids"], "<i8")
         user, item = (part[part != 0].tobytes() for part in np.split(ids, [self._config.user_width]))
-        items = [{"item_id": row["item_id"], "ids": item}]
-        return encode_body("features", {**row, "fingerprint": self._config.fingerprint, "user_ids": user, "items": items})
+        own = {"user_ids": user, "items": [{"item_id": row["item_id"], "ids": item}]}
+        return encode_body("features", {**row, "fingerprint": self._config.fingerprint, **own})[:RAW_LIMIT]

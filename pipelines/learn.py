@@ -40,7 +40,7 @@ class LearnConfig:
     """How a shard learns.
 
     Attributes:
-        shard: its number.
+        shard: its number, which its deltas carry.
         step: examples a step; a fixed count, so that a replay gives the same model.
         early: a decided head is learned at once, the undecided ones masked.
         arms: lagged copies of the model, scored beside it.
@@ -120,7 +120,7 @@ class JoinAndLearn:
         outputs.dead_letters = self.dead.drain()
         outputs.publishable = self.progress.healthy
         if batch.sync and self.trainer.version > self._synced and self.progress.healthy:
-            outputs.deltas.append(self.trainer.delta(self._synced))
+            outputs.deltas.append(self.trainer.delta(self._synced, shard=self.learn_config.shard))
             self._synced = self.trainer.version
             self._trim()
         if self.progress.news() or batch.final is not Final.NO:

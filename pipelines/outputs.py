@@ -36,7 +36,6 @@ class Metrics:
     """The shard's running figures, whole each time: a later one replaces an earlier one."""
 
     shard: int
-    applied: int
     figures: dict[str, Any]
 
 
@@ -47,7 +46,6 @@ class SnapshotRef:
     state_dir: str
     shard: int
     manifest: str
-    newest_event_ms: int
 
 
 @dataclass(frozen=True)

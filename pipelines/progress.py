@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -14,6 +13,8 @@ import numpy as np
 from model.evaluation import Progressive
 from model.trainer import StepMetrics
 from schemas.config import Head
+
+from .windows import Windows, plain
 
 log = logging.getLogger(__name__)
 
@@ -35,19 +36,16 @@ class Progress:
     def __init__(self, heads: Sequence[Head], arms: Sequence[str], window: int) -> None:
         self.arms = tuple(arms)
         self._heads = tuple(head.name for head in heads)
-        self._window = window
         self.started = time.monotonic()
         self._since_start = 0
         self.examples = 0
         self._total = {(arm, head): Progressive() for arm in self.arms for head in self._heads}
-        self._current = {arm: Progressive() for arm in self.arms}
         self._emission = {head: Progressive() for head in self._heads}
-        self._windows: list[dict[str, Any]] = []
+        self._windows = Windows(self.arms, window)
         self._news = False
         self._loss = float("nan")
         self._sick = 0
         self._bad_steps = 0
-        self._newest_ms = -1
 
     @property
     def healthy(self) -> bool:
@@ -62,7 +60,7 @@ class Progress:
     @property
     def auc_last_window(self) -> float | None:
         """Of the first head and the learning model; None before the first window has closed."""
-        return self._windows[-1]["auc"][self.arms[0]] if self._windows else None
+        return self._windows.last_auc
 
     def learned(self, step: StepMetrics, labels: np.ndarray, mask: np.ndarray, fresh: int) -> None:
         """Count a step; ``fresh`` of its examples are rows learned from for the first time."""
@@ -94,15 +92,8 @@ class Progress:
             for a, arm in enumerate(self.arms):
                 self._total[arm, head].update(logits[rows, a, h], labels[rows, h])
         rows = (mask[:, 0] > 0) & np.isfinite(logits[:, :, 0]).all(axis=1)
-        first, decided, times = logits[rows, :, 0], labels[rows, 0], time_ms[rows]
-        while decided.size:
-            room = self._window - int(self._current[self.arms[0]].count)
-            for a, arm in enumerate(self.arms):
-                self._current[arm].update(first[:room, a], decided[:room])
-            self._newest_ms = int(times[min(room, times.size) - 1])
-            first, decided, times = first[room:], decided[room:], times[room:]
-            if int(self._current[self.arms[0]].count) >= self._window:
-                self._close_window()
+        if self._windows.update(logits[rows, :, 0], labels[rows, 0], time_ms[rows]):
+            self._news = True
 
     def news(self) -> bool:
         """Whether, since the last call, a window has closed or publishing has stopped or resumed."""
@@ -115,64 +106,42 @@ class Progress:
         last = self.auc_last_window
         return {
             "examples": self.examples,
-            "positives": int(headline.figures()["positives"]),
-            "auc": _plain(headline.auc),
-            "logloss": _plain(headline.logloss),
-            "auc_last_window": _plain(headline.auc) if last is None else last,
+            "positives": int(headline.positives),
+            "auc": plain(headline.auc),
+            "logloss": plain(headline.logloss),
+            "auc_last_window": plain(headline.auc) if last is None else last,
             "examples_per_s": round(self.examples_per_s, 1),
             "healthy": self.healthy,
             "bad_steps": self._bad_steps,
             "heads": {head: _figures(self._total[self.arms[0], head]) for head in self._heads},
             "arms": {arm: _figures(self._total[arm, self._heads[0]]) for arm in self.arms},
-            "auc_scored_at_emission": _plain(self._emission[self._heads[0]].auc),
-            "windows": self._windows,
+            "auc_scored_at_emission": plain(self._emission[self._heads[0]].auc),
+            "windows": self._windows.figures(),
         }
 
     def state(self) -> dict[str, np.ndarray]:
         """As arrays."""
-        parts = [*self._total.values(), *self._current.values(), *self._emission.values()]
-        text = json.dumps({"windows": self._windows, "news": self._news}).encode()
-        numbers = [self.examples, self._loss, self._sick, self._bad_steps, self._newest_ms]
+        parts = [*self._total.values(), *self._emission.values()]
+        numbers = [self.examples, self._loss, self._sick, self._bad_steps, self._news]
         return {
             "histograms": np.stack([part.state() for part in parts]),
             "numbers": np.array(numbers, np.float64),
-            "json": np.frombuffer(text, np.uint8),
-        }
+        } | {f"windows_{name}": array for name, array in self._windows.state().items()}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         """The inverse of :meth:`state`."""
         parts = [Progressive.from_state(row) for row in state["histograms"]]
-        for store in (self._total, self._current, self._emission):
+        for store in (self._total, self._emission):
             for key in store:
                 store[key] = parts.pop(0)  # type: ignore[index]
         self.examples, self._loss = int(state["numbers"][0]), float(state["numbers"][1])
-        self._sick, self._bad_steps, self._newest_ms = (int(x) for x in state["numbers"][2:])
-        text = json.loads(state["json"].tobytes())
-        self._windows, self._news = text["windows"], text["news"]
-
-    def _close_window(self) -> None:
-        current = self._current
-        leader = current[self.arms[0]]
-        self._windows.append(
-            {
-                "end_ms": self._newest_ms,
-                "examples": int(leader.count),
-                "auc": {arm: _plain(p.auc) for arm, p in current.items()},
-                "logloss": {arm: _plain(p.logloss) for arm, p in current.items()},
-                "calibration": {arm: _plain(p.calibration) for arm, p in current.items()},
-                "positive_rate": leader.figures()["positives"] / leader.count,
-            }
-        )
-        self._current = {arm: Progressive() for arm in self.arms}
-        self._news = True
+        self._sick, self._bad_steps = (int(x) for x in state["numbers"][2:4])
+        self._news = bool(state["numbers"][4])
+        prefix = "windows_"
+        self._windows.load({name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)})
 
 
 def _figures(measure: Progressive) -> dict[str, Any]:
     """AUC and the like, and ``reliability``: (mean prediction, mean label, count) by tenths of the prediction."""
-    figures: dict[str, Any] = {name: _plain(value) for name, value in measure.figures().items()}
+    figures: dict[str, Any] = {name: plain(value) for name, value in measure.figures().items()}
     return figures | {"reliability": [[round(value, 6) for value in part] for part in measure.reliability()]}
-
-
-def _plain(value: float) -> float | None:
-    """JSON has no NaN."""
-    return round(float(value), 6) if math.isfinite(value) else None

@@ -13,18 +13,22 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from model.snapshot import FileEntry, Increment, write_increment
+from model.snapshot import Increment, SnapshotError
 
+from .bases import Bases
 from .batches import START, EventBatch, Final, Position
 from .state_files import Manifest, StateError, StateFiles
 
 log = logging.getLogger(__name__)
+
+_ANEW = "python -m pipelines.train --state_dir {}, without the runner's own checkpoint, starts anew from the newest whole one"
+#: Snapshot intervals to wait after a merge that failed: it takes time and space that snapshots need.
+_MERGE_AGAIN = 10
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -88,20 +92,13 @@ class ShardConfig:
 
 @dataclass
 class ShardCounts:
-    """For metrics: ``restores`` stays 0 in a run without faults."""
+    """For metrics: ``restores`` and failures stay 0 in a run without faults."""
 
     restores: int = 0
     snapshots: int = 0
     snapshot_failures: int = 0
+    merge_failures: int = 0
     reapplied: int = 0
-
-
-class _Merging(NamedTuple):
-    """The first ``segments`` segments of a manifest, becoming one base."""
-
-    stem: str
-    segments: int
-    base: Future[tuple[FileEntry, ...]]
 
 
 @dataclass
@@ -130,8 +127,7 @@ class Shard(Generic[T]):
         self._inputs_bytes = 0
         self._final = Final.NO
         self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
-        self._merger: ThreadPoolExecutor | None = None
-        self._merging: _Merging | None = None
+        self._bases = Bases(self.files, _MERGE_AGAIN * self.config.snapshot_interval_s)
 
     def process(self, durable: Durable, payload: bytes) -> T:
         """Apply one encoded :class:`EventBatch`, exactly once whatever happened before; returns its outputs.
@@ -189,7 +185,11 @@ class Shard(Generic[T]):
         log.warning("restoring", extra={"shard": self.files.shard, "version": recorded.applied, "inputs": len(inputs)})
         if base is not None:
             manifest = self.files.read(base)
-            self._reset((manifest, self.files.load(manifest)))
+            try:
+                state = self.files.load(manifest)
+            except SnapshotError as error:
+                raise StateError(f"{error}: {_ANEW.format(self.files.directory.parent)}") from error
+            self._reset((manifest, state))
         else:
             self._reset(None)
         for payload in inputs:
@@ -201,8 +201,7 @@ class Shard(Generic[T]):
     def _reset(self, found: tuple[Manifest, Increment] | None) -> None:
         self.step = self.make_step()
         self.positions, self._manifest, self._inputs_bytes = {}, None, 0
-        # A base in the making is of segments that may not be this state's.
-        self._merging = None
+        self._bases.forget()
         if found is not None:
             self._manifest, state = found
             if self._manifest.fingerprint != self.step.fingerprint:
@@ -254,20 +253,23 @@ class Shard(Generic[T]):
         durable.rebase(self.version, manifest.name)
         self._inputs_bytes = 0
         self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
+        self._bases.start_if_due(manifest)
+        self._collect(manifest)
         return manifest
 
     def _write(self, version: Version) -> Manifest:
         assert self.step is not None
         stem = f"{version.applied:012d}-{version.token}"
-        entries = tuple(write_increment(self.files.directory, stem, self.step.increment()))
-        segments = (*self._merged_segments(), entries)
+        entries = self.files.write_segment(stem, self.step.increment())
+        before = self._bases.merged(self._manifest.segments) if self._manifest else ()
+        self.counts.merge_failures = self._bases.failures
         manifest = Manifest(
             shard=self.files.shard,
             version=version.applied,
             token=version.token,
             fingerprint=self.step.fingerprint,
             positions=dict(self.positions),
-            segments=segments,
+            segments=(*before, entries),
             newest_event_ms=self.step.newest_event_ms,
             created_ms=int(time.time() * 1000),
         )
@@ -275,33 +277,14 @@ class Shard(Generic[T]):
         self.step.committed()
         self._manifest = manifest
         self.counts.snapshots += 1
-        self._merge_in_background(stem)
-        self.files.collect(manifest, self.config.retention_s, merging=self._merging.stem if self._merging else None)
         return manifest
 
-    def _merged_segments(self) -> tuple[tuple[FileEntry, ...], ...]:
-        if self._manifest is None:
-            return ()
-        segments = self._manifest.segments
-        if self._merging is not None and self._merging.base.done():
-            merging, self._merging = self._merging, None
-            return (merging.base.result(), *segments[merging.segments :])
-        return segments
-
-    def _merge_in_background(self, stem: str) -> None:
-        """Merge base and increments from their files once the increments outweigh the base: each byte is rewritten
-        a bounded number of times, and the live table is never walked."""
-        assert self._manifest is not None
-        sizes = self._manifest.bytes
-        if self._merging is not None or len(sizes) < 3 or sum(sizes[1:]) < sizes[0]:
-            return
-        if self._merger is None:
-            self._merger = ThreadPoolExecutor(1, thread_name_prefix=f"merge-{self.files.shard}")
-        stem = f"{stem}-base"
-        self._merging = _Merging(stem, len(sizes), self._merger.submit(self._merge, self._manifest, stem))
-
-    def _merge(self, manifest: Manifest, stem: str) -> tuple[FileEntry, ...]:
-        return tuple(write_increment(self.files.directory, stem, self.files.load(manifest)))
+    def _collect(self, manifest: Manifest) -> None:
+        try:
+            self.files.collect(manifest, self.config.retention_s, merging=self._bases.stem)
+        except OSError as error:
+            # The manifest is durable all the same; what was left is tried again after the next one.
+            log.error("old state files not removed", extra={"shard": self.files.shard, "reason": str(error)})
 
 
 _registry: dict[tuple[str, str, int], Shard] = {}

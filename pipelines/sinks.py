@@ -31,12 +31,16 @@ from schemas.process import UserError
 
 from .failures import noted
 from .outputs import DeadLetter, Metrics, Predictions, SnapshotRef
-from .state_files import StateFiles
+from .state_files import StateFiles, sync_directory
 
 _PARAMETERS = "parameters"
+#: Bytes looked at first for the last line of a file: a line is seldom longer.
+_TAIL = 4 << 10
 #: Deltas a runner may repeat at once: more than a bundle ever holds.
 _REMEMBERED = 256
 _written: dict[tuple[str, int], deque[bytes]] = {}
+#: By folder and shard, the version of the predictions that this process wrote last.
+_newest: dict[tuple[str, int], int] = {}
 _written_lock = threading.Lock()
 
 
@@ -44,6 +48,7 @@ def reset() -> None:
     """Forget what was written, before a new run in the same process: the files tell."""
     with _written_lock:
         _written.clear()
+        _newest.clear()
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -66,7 +71,10 @@ class WriteMetrics(beam.DoFn):
 
 
 class WriteDeadLetters(beam.DoFn):
-    """Appends dead letters to one file a shard, as JSON lines; those already there are told by their number."""
+    """Appends dead letters to one file a shard, as JSON lines; those already there are told by their number.
+
+    They are on the disk when a batch's are done: the manifest after it makes a restart skip them.
+    """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -78,6 +86,7 @@ class WriteDeadLetters(beam.DoFn):
     def _append(self, shard: int, letters: list[DeadLetter]) -> None:
         path = Path(self._directory) / f"shard-{shard:03d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
         with path.open("a+b") as file:
             written = _lines_written(file)
             for letter in letters:
@@ -91,54 +100,80 @@ class WriteDeadLetters(beam.DoFn):
                     "raw_base64": base64.b64encode(letter.raw).decode(),
                 }
                 file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync_directory(path.parent)
 
 
 def _lines_written(file: IO[bytes]) -> int:
     """Number after the last whole line; a line cut short by a crash is removed."""
     end = file.seek(0, os.SEEK_END)
-    back = min(end, 256 << 10)
-    file.seek(end - back)
-    tail = file.read()
-    whole = tail.rfind(b"\n") + 1
+    back = _TAIL
+    while True:
+        back = min(back, end)
+        file.seek(end - back)
+        tail = file.read(back)
+        whole = tail.rfind(b"\n") + 1
+        begin = tail.rfind(b"\n", 0, max(whole - 1, 0)) + 1
+        if begin or back == end:
+            break
+        back *= 2
     if whole != len(tail):
         file.truncate(end - back + whole)
         file.seek(0, os.SEEK_END)
-    lines = tail[:whole].splitlines()
-    return json.loads(lines[-1])["number"] + 1 if lines else 0
+    return int(json.loads(tail[begin:whole])["number"]) + 1 if whole else 0
 
 
 class WritePredictions(beam.DoFn):
     """One Parquet file a batch, named by the shard's version.
 
-    Versions from a batch's own on are of an earlier attempt, which may have cut its batches elsewhere: they are removed.
+    What comes first in a process, or has an earlier version than what came before but is not what its file holds, is of a
+    new attempt, which may cut its batches elsewhere: files of its version and later ones are removed. What comes again
+    as it was, alone or with those after it, changes nothing.
     """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
     def process(self, element: tuple[int, int, list[Predictions]]) -> None:
-        with noted(f"--predictions_dir {self._directory}"):
-            self._replace(*element)
+        with noted(f"--predictions_dir {self._directory}"), _written_lock:
+            self._write(*element)
 
-    def _replace(self, shard: int, applied: int, parts: list[Predictions]) -> None:
+    def _write(self, shard: int, applied: int, parts: list[Predictions]) -> None:
         folder = Path(self._directory)
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{shard:03d}-{applied:012d}.parquet"
-        for other in folder.glob(f"{shard:03d}-*.parquet"):
-            if other.name >= path.name:
-                other.unlink()
-        if not parts:
+        data = _parquet(parts)
+        newest = _newest.get((self._directory, shard), -1)
+        if applied <= newest and data == (path.read_bytes() if path.exists() else None):
             return
-        tables = [
-            pa.table(
-                {"head": [part.head] * part.key.size, "key": part.key, "time_ms": part.time_ms, "label": part.label}
-                | {f"logit_{arm}": logits for arm, logits in part.logits.items()}
-            )
-            for part in parts
-        ]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        pq.write_table(pa.concat_tables(tables), temporary)
-        temporary.rename(path)
+        # What this process wrote last has nothing behind it: the folder, which grows with the stream, need not be listed.
+        if newest < 0 or applied <= newest:
+            folder.mkdir(parents=True, exist_ok=True)
+            for other in folder.glob(f"{shard:03d}-*.parquet"):
+                if other.name >= path.name:
+                    other.unlink()
+        if data is not None:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_bytes(data)
+            temporary.rename(path)
+        _newest[self._directory, shard] = applied
+
+
+def _parquet(parts: list[Predictions]) -> bytes | None:
+    """Predictions as a file, the same for the same ones; None without any."""
+    if not parts:
+        return None
+    tables = [
+        pa.table(
+            {"head": [part.head] * part.key.size, "key": part.key, "time_ms": part.time_ms, "label": part.label}
+            | {f"logit_{arm}": logits for arm, logits in part.logits.items()}
+        )
+        for part in parts
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(tables), sink)
+    return sink.getvalue().to_pybytes()
 
 
 class WriteDeltas(beam.DoFn):

@@ -12,18 +12,22 @@ import json
 import logging
 import os
 import re
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-from model.snapshot import FileEntry, Increment, SnapshotError, merge, read_increment
+from model.snapshot import FileEntry, Increment, SnapshotError, merge, read_increment, verify, write_increment
 from schemas.process import UserError
 
 from .batches import Position
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _MANIFEST = re.compile(r"manifest-(\d{12})-([0-9a-f]{16})\.json")
 
@@ -77,6 +81,8 @@ class StateFiles:
     def __init__(self, root: str | os.PathLike[str], shard: int) -> None:
         self.directory = Path(root) / f"shard-{shard:03d}"
         self.shard = shard
+        #: By manifest, the stems of its segments' files. Manifests are immutable: each is read once.
+        self._stems: dict[str, tuple[str, ...]] = {}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -91,7 +97,23 @@ class StateFiles:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-        _sync_directory(self.directory)
+        self._stems[manifest.name] = _stems(manifest)
+        sync_directory(self.directory)
+
+    def write_segment(self, stem: str, increment: Increment) -> tuple[FileEntry, ...]:
+        """Files of one segment, for a manifest to name.
+
+        Raises:
+            OSError: the disk refuses; nothing is left of the segment then, for on a full disk half of it would stand in
+                the way of the next one.
+        """
+        try:
+            return tuple(write_increment(self.directory, stem, increment))
+        except OSError:
+            for path in self.directory.glob(f"{stem}-*.arrow"):
+                if _stem(path.name) == stem and path.is_file():
+                    path.unlink()
+            raise
 
     def read(self, name: str) -> Manifest:
         """A manifest by name.
@@ -104,11 +126,13 @@ class StateFiles:
             fields = json.loads(path.read_text())
             segments = tuple(tuple(FileEntry(**entry) for entry in segment) for segment in fields.pop("segments"))
             positions = {name: Position(*at) for name, at in fields.pop("positions").items()}
-            return Manifest(segments=segments, positions=positions, **fields)
+            manifest = Manifest(segments=segments, positions=positions, **fields)
         except FileNotFoundError as error:
             raise StateError(f"{path}: gone; start anew with the same --state_dir, from the newest manifest left") from error
         except (ValueError, TypeError, KeyError) as error:
             raise StateError(f"{path}: not a manifest ({error}); restore the file or remove it") from error
+        self._stems[name] = _stems(manifest)
+        return manifest
 
     def load(self, manifest: Manifest) -> Increment:
         """The state a manifest names.
@@ -124,21 +148,34 @@ class StateFiles:
         Raises:
             StateError: if there are manifests but none is whole.
         """
+        return self._highest(lambda manifest: (manifest, self.load(manifest)))
+
+    def positions(self) -> dict[str, Position]:
+        """Positions of the manifest that :meth:`newest` gives, for a source that starts; empty if there is none.
+
+        Files are checked but not taken into memory.
+
+        Raises:
+            StateError: if there are manifests but none is whole.
+        """
+        return self._highest(self._checked_positions) or {}
+
+    def _checked_positions(self, manifest: Manifest) -> dict[str, Position]:
+        for segment in manifest.segments:
+            verify(self.directory, segment)
+        return dict(manifest.positions)
+
+    def _highest(self, take: Callable[[Manifest], T]) -> T | None:
+        """What ``take`` makes of the highest manifest of which it finds every file whole."""
         names = sorted((p.name for p in self.directory.iterdir() if _MANIFEST.fullmatch(p.name)), reverse=True)
         for name in names:
             try:
-                manifest = self.read(name)
-                return manifest, self.load(manifest)
+                return take(self.read(name))
             except (SnapshotError, StateError) as error:
                 log.error("manifest passed over", extra={"manifest": name, "reason": str(error)})
         if names:
             raise StateError(f"{self.directory}: none of {len(names)} manifests is whole; start with an empty --state_dir")
         return None
-
-    def positions(self) -> dict[str, Position]:
-        """Positions of the newest readable manifest, for a source that starts; empty if there is none."""
-        found = self.newest()
-        return dict(found[0].positions) if found else {}
 
     def collect(self, keep: Manifest, retention_s: float, merging: str | None = None) -> int:
         """Remove manifests replaced more than ``retention_s`` ago and the files that none left names.
@@ -150,30 +187,52 @@ class StateFiles:
 
         Returns:
             How many files were removed.
+
+        Raises:
+            OSError: something could not be removed; the rest has been.
         """
         now_ms = time.time() * 1000
-        kept = {keep.name} | {entry.name for segment in keep.segments for entry in segment}
-        by_age = sorted(p for p in self.directory.iterdir() if _MANIFEST.fullmatch(p.name))
+        with os.scandir(self.directory) as listing:
+            found = {entry.name: entry for entry in listing}
+        kept = {keep.name}
         # A manifest is replaced when the one after it was created.
-        for path, successor in pairwise(by_age):
-            if path.name == keep.name or now_ms - successor.stat().st_mtime * 1000 <= retention_s * 1000:
-                kept |= {path.name} | self._named_by(path.name)
-        removed = 0
-        for path in self.directory.iterdir():
-            if merging is not None and path.name.startswith(merging):
-                continue
+        for name, successor in pairwise(sorted(filter(_MANIFEST.fullmatch, found))):
+            if now_ms - found[successor].stat().st_mtime * 1000 <= retention_s * 1000:
+                kept.add(name)
+        self._stems = {name: self._stems_named_by(name) for name in kept}
+        stems = {merging}.union(*self._stems.values())
+        removed, refusal = 0, None
+        for name, entry in found.items():
             # What is newer than the manifest to keep may belong to an attempt that is still writing.
-            if path.name not in kept and path.stat().st_mtime * 1000 < keep.created_ms:
-                path.unlink()
+            if name in kept or _stem(name) in stems or entry.stat().st_mtime * 1000 >= keep.created_ms:
+                continue
+            try:
+                Path(entry.path).unlink()
                 removed += 1
+            except OSError as error:
+                refusal = error
+        if refusal is not None:
+            raise refusal
         return removed
 
-    def _named_by(self, name: str) -> set[str]:
-        try:
-            return {entry.name for segment in self.read(name).segments for entry in segment}
-        except StateError as error:
-            log.warning("manifest passed over", extra={"manifest": name, "reason": str(error)})
-            return set()
+    def _stems_named_by(self, name: str) -> tuple[str, ...]:
+        if name not in self._stems:
+            try:
+                self.read(name)
+            except StateError as error:
+                log.warning("manifest passed over", extra={"manifest": name, "reason": str(error)})
+                return ()
+        return self._stems[name]
+
+
+def _stem(file: str) -> str:
+    """What the names of a segment's files have in common."""
+    return file.rpartition("-")[0]
+
+
+def _stems(manifest: Manifest) -> tuple[str, ...]:
+    # Neighbouring manifests name the same segments: one string serves all.
+    return tuple(sys.intern(_stem(segment[0].name)) for segment in manifest.segments if segment)
 
 
 class Lease:
@@ -206,7 +265,8 @@ class Lease:
         self._file.close()
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make new names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

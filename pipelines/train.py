@@ -19,6 +19,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -115,12 +116,11 @@ class JoinAndLearnFn(beam.DoFn):
         with noted():
             manifest = shard.settle(state)
         if manifest is not None and outputs.publishable:
-            ref = SnapshotRef(self._config.state_dir, number, manifest.name, manifest.newest_event_ms)
-            yield beam.pvalue.TaggedOutput(SNAPSHOTS, ref)
+            yield beam.pvalue.TaggedOutput(SNAPSHOTS, SnapshotRef(self._config.state_dir, number, manifest.name))
 
     def _tagged(self, outputs: Outputs, shard: int, applied: int) -> Iterator[beam.pvalue.TaggedOutput]:
         if outputs.metrics is not None:
-            yield beam.pvalue.TaggedOutput(METRICS, Metrics(shard, applied, outputs.metrics))
+            yield beam.pvalue.TaggedOutput(METRICS, Metrics(shard, outputs.metrics))
         for delta in outputs.deltas:
             yield beam.pvalue.TaggedOutput(DELTAS, delta)
         if outputs.dead_letters:
@@ -135,7 +135,8 @@ def train_shard(config: TrainConfig, number: int) -> Shard[Outputs]:
     """This process's shard of the job that owns ``config.state_dir``."""
 
     def make() -> Shard[Outputs]:
-        return Shard(lambda: JoinAndLearn(config.features, config.learn), StateFiles(config.state_dir, number), config.shard)
+        learn = replace(config.learn, shard=number)
+        return Shard(lambda: JoinAndLearn(config.features, learn), StateFiles(config.state_dir, number), config.shard)
 
     return shard_of(config.state_dir, "join-and-learn", number, make)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from model.snapshot import Increment, KeyedPart, SnapshotError, merge, read_increment, write_increment
+from model.snapshot import Increment, KeyedPart, SnapshotError, merge, read_increment, verify, write_increment
 
 
 def part(keys, value, removed=()):
@@ -44,5 +44,14 @@ def test_a_file_that_is_not_whole_is_named(tmp_path, harm):
     else:
         data[len(data) // 2] ^= 1
         path.write_bytes(data if harm == "alter" else data[:-1])
-    with pytest.raises(SnapshotError, match=entries[0].name):
-        read_increment(tmp_path, entries)
+    for check in (read_increment, verify):
+        with pytest.raises(SnapshotError, match=entries[0].name):
+            check(tmp_path, entries)
+
+
+def test_what_is_whole_passes(tmp_path):
+    """A file of several of the pieces in which it is read."""
+    arrays = {"a": np.random.default_rng(0).random(400_000)}
+    entries = write_increment(tmp_path, "s", Increment({"t": part([1], 5)}, {"w": arrays}))
+    assert max(entry.bytes for entry in entries) > 2 << 20
+    verify(tmp_path, entries)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from small_logs import (
+    ACTIONS,
     CONFIG,
     START_MS,
     action,
@@ -22,7 +23,10 @@ from small_logs import (
 
 from model.snapshot import KeyedPart, merge, read_increment, write_increment
 from pipelines.arms import Arm
-from pipelines.batches import Final
+from pipelines.batches import EventBatch, Final
+from pipelines.dead_letters import REASON_LIMIT, DeadLetterBox
+from pipelines.decode import RAW_LIMIT, fault_events
+from pipelines.join import Join
 from pipelines.learn import JoinAndLearn, LearnConfig
 from schemas.avro import encode_body, load_schema
 from schemas.log_files import partition_of
@@ -366,3 +370,31 @@ def test_dead_letters_do_not_depend_on_batches_or_restarts(tmp_path):
         return list(itertools.chain.from_iterable(each.dead_letters for each in outputs))
 
     assert [dataclasses.astuple(letter) for letter in letters(again)] == [dataclasses.astuple(a) for a in letters(once)]
+
+
+def test_no_dead_letter_is_longer_than_its_limits(tmp_path):
+    """An action and an impression with ids of 300 KB: held and late, they become letters of their first bytes."""
+    long = "x" * 300_000
+    shown = [features(f"r{n}", n * 60_000) for n in range(60)] + [features("late" + long, 0)]
+    write(tmp_path, "features", shown)
+    done = [action("nobody asked" + long, 1000), action("nor this", 600_000)]
+    write(tmp_path, "actions", done)
+    _, outputs = run(batches_of(tmp_path, batch_rows=20), LearnConfig(step=16))
+    letters = {letter.offset: letter for each in outputs for letter in each.dead_letters if letter.partition == "actions/p000"}
+    first, second = (letters[offset].raw for offset in sorted(letters))
+    assert first == encode_body("actions", done[0])[:RAW_LIMIT]
+    assert second == encode_body("actions", done[1])
+    late = [letter.raw for each in outputs for letter in each.dead_letters if "behind" in letter.reason]
+    assert [len(raw) for raw in late] == [RAW_LIMIT] * len(shown[-1]["items"])
+
+
+def test_a_long_reason_is_cut():
+    box = DeadLetterBox(CONFIG, ACTIONS)
+    events = fault_events(0, [7], ["schema of " + "x" * 10_000], [b"raw"])
+    batch = EventBatch(0, ("actions/p000",), {}, events, 0)
+    join = Join(CONFIG)
+    columns = [batch.column(name) for name in ("kind", "key", "action", "time_ms", "order_ms")]
+    box.collect(batch, join.apply(*columns, watermark_ms=0), join)
+    (letter,) = box.drain()
+    assert letter.reason == "schema of " + "x" * (REASON_LIMIT - 10)
+    assert (letter.offset, letter.raw) == (7, b"raw")

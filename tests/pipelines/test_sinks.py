@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -63,9 +64,41 @@ def test_a_line_cut_short_by_a_crash_is_written_anew(tmp_path, lost):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("lost", [0, 1, 300_000, 899_999, 900_000, 1_100_000])
+def test_lines_of_any_length_are_numbered_on_and_mended(tmp_path, lost):
+    """As a file of an older version may hold them, whole or cut short."""
+    path = tmp_path / "shard-000.jsonl"
+    long = DeadLetter(1, "actions/p000", 5, "r", bytes(675_000))
+    give(sinks.WriteDeadLetters(str(tmp_path)), (0, [letter(0), long]))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(len(whole) - lost, 0)])
+    give(sinks.WriteDeadLetters(str(tmp_path)), (0, [letter(0), long]), (0, [letter(2)]))
+    lines = letters_in(path)
+    assert [line["number"] for line in lines] == [0, 1, 2]
+    assert base64.b64decode(lines[1]["raw_base64"]) == long.raw
+    assert path.read_bytes().startswith(whole)
+
+
+def test_dead_letters_are_on_the_disk_before_the_sink_is_done(tmp_path, monkeypatch):
+    """What is synced of the file is all of it, and its name is, too."""
+    synced, fsync = {}, os.fsync
+
+    def watched(descriptor):
+        fsync(descriptor)
+        about = os.fstat(descriptor)
+        synced[about.st_ino] = about.st_size
+
+    monkeypatch.setattr(os, "fsync", watched)
+    path = tmp_path / "letters" / "shard-000.jsonl"
+    for first in (0, 2):
+        give(sinks.WriteDeadLetters(str(path.parent)), (0, [letter(first), letter(first + 1)]))
+        assert synced[path.stat().st_ino] == path.stat().st_size
+    assert path.parent.stat().st_ino in synced
+
+
 def test_metrics_are_the_newest_figures(tmp_path):
     path = tmp_path / "new" / "metrics.json"
-    first, second = Metrics(0, 1, {"auc": 0.5}), Metrics(0, 2, {"auc": 0.6})
+    first, second = Metrics(0, {"auc": 0.5}), Metrics(0, {"auc": 0.6})
     give(sinks.WriteMetrics(str(path)), first, second, first, second)
     assert json.loads(path.read_text()) == {"auc": 0.6}
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
@@ -97,6 +130,65 @@ def test_a_job_started_anew_with_other_batches_leaves_each_prediction_once(tmp_p
     give(sink, *[(0, n, predictions(2 * n, 2)) for n in range(1, 6)])
     give(sink, (0, 2, []), (0, 3, predictions(4, 8)))
     assert sorted(pq.read_table(tmp_path)["key"].to_pylist()) == sorted([*range(2, 12)] * 2)
+
+
+def versions_in(folder):
+    return {path.name: pq.read_table(path)["key"].to_pylist() for path in sorted(folder.glob("*.parquet"))}
+
+
+def test_predictions_that_come_again_alone_leave_later_ones(tmp_path):
+    sink = sinks.WritePredictions(str(tmp_path))
+    parts = [(0, 1, predictions(0, 3)), (0, 2, []), (0, 3, predictions(3, 2)), (0, 4, predictions(5, 2))]
+    # A logit that is not a number is not equal to itself, but it is the same prediction.
+    parts[2][2][0].logits["frozen"][0] = np.nan
+    give(sink, *parts)
+    expected = versions_in(tmp_path)
+    assert len(expected) == 3
+    for part in parts:
+        give(sink, part)
+        give(sinks.WritePredictions(str(tmp_path)), part)
+        assert versions_in(tmp_path) == expected
+
+
+@pytest.mark.parametrize("anew", [(0, 2, predictions(2, 7)), (0, 2, [])])
+def test_an_attempt_that_goes_back_takes_the_place_of_all_from_where_it_differs(tmp_path, anew):
+    """In the same process: a bundle failed, and the source cut the same events otherwise."""
+    sink = sinks.WritePredictions(str(tmp_path))
+    other = (1, 3, predictions(50, 2))
+    give(sink, other, *[(0, n, predictions(2 * n, 2)) for n in range(1, 6)])
+    before = versions_in(tmp_path)
+    give(sink, (0, 1, predictions(2, 2)))
+    assert versions_in(tmp_path) == before
+    give(sink, anew, (0, 3, predictions(90, 1)))
+    found = versions_in(tmp_path)
+    shards = [(0, n) for n in (1, 2, 3) if n != 2 or anew[2]] + [(1, 3)]
+    assert list(found) == [f"{shard:03d}-{n:012d}.parquet" for shard, n in shards]
+    assert found["000-000000000003.parquet"] == [90, 90]
+
+
+def test_a_new_process_takes_the_place_of_what_its_manifest_does_not_hold(tmp_path):
+    give(sinks.WritePredictions(str(tmp_path)), *[(0, n, predictions(2 * n, 2)) for n in range(1, 6)])
+    sinks.reset()
+    # The very predictions that are there, too: what is behind them is of batches that may not come like that again.
+    give(sinks.WritePredictions(str(tmp_path)), (0, 3, predictions(6, 2)))
+    assert list(versions_in(tmp_path)) == [f"000-{n:012d}.parquet" for n in (1, 2, 3)]
+
+
+def test_the_folder_of_predictions_is_listed_once(tmp_path, monkeypatch):
+    """It grows with the stream: to list it with each batch would take ever longer."""
+    listed, scandir = [], os.scandir
+
+    def watched(path):
+        listed.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", watched)
+    sink = sinks.WritePredictions(str(tmp_path))
+    give(sink, (0, 1, predictions(0, 2)))
+    first = listed.count(str(tmp_path))
+    assert first > 0
+    give(sink, *[(0, n, predictions(2 * n, 2)) for n in range(2, 9)], (0, 8, predictions(16, 2)))
+    assert listed.count(str(tmp_path)) == first
 
 
 def delta(first, last):
@@ -156,7 +248,7 @@ def snapshots(tmp_path_factory):
     for batch in batches_of(root / "logs", batch_rows=80)[:3]:
         one.process(cells, batch.encode())
         manifest = one.settle(cells)
-        refs.append(SnapshotRef(str(root / "state"), 0, manifest.name, manifest.newest_event_ms))
+        refs.append(SnapshotRef(str(root / "state"), 0, manifest.name))
     return refs
 
 
@@ -191,7 +283,7 @@ def test_a_snapshot_that_is_not_whole_is_said(tmp_path, snapshots):
     ("option", "make", "element"),
     [
         ("--dead_letters_dir", sinks.WriteDeadLetters, (0, [letter(0)])),
-        ("--metrics_json", lambda path: sinks.WriteMetrics(f"{path}/x"), Metrics(0, 1, {})),
+        ("--metrics_json", lambda path: sinks.WriteMetrics(f"{path}/x"), Metrics(0, {})),
         ("--predictions_dir", sinks.WritePredictions, (0, 1, predictions(0, 1))),
         ("--parameter_log", sinks.WriteDeltas, delta(0, 1)),
     ],
