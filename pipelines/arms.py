@@ -39,11 +39,14 @@ def arms_named(names: Sequence[str]) -> tuple[Arm, ...]:
     """Arms by name.
 
     Raises:
-        UserError: for a name that is none of :data:`ARMS`.
+        UserError: for a name that is none of :data:`ARMS`, or comes twice: figures are kept by name.
     """
     unknown = [name for name in names if name not in ARMS]
     if unknown:
         raise UserError(f"--arms {','.join(unknown)}: no such arm; choose from {', '.join(ARMS)}")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"--arms {','.join(names)}: {twice} is named twice; name each once")
     return tuple(ARMS[name] for name in names)
 
 
