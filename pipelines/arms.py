@@ -126,13 +126,7 @@ class Arms:
         return state
 
     def load(self, state: dict[str, np.ndarray]) -> None:
-        """The inverse of :meth:`state`.
-
-        Raises:
-            UserError: if the state was written with other arms.
-        """
-        if state["versions"].size != len(self._arms):
-            raise UserError("--arms: not those this --state_dir was written with; use the same, or an empty --state_dir")
+        """The inverse of :meth:`state`, of the same arms."""
         self._versions = state["versions"].tolist()
         self._next_ms = state["next_ms"].tolist()
         self._start_ms = int(state["start_ms"][0])

@@ -13,7 +13,7 @@ from schemas.log_files import list_partitions
 from schemas.process import UserError
 
 from .arms import ARMS, arms_named
-from .learn import LearnConfig
+from .learn_config import LearnConfig
 from .shard import ShardConfig
 
 #: Where logs, and a state, say how their features became ids.

@@ -24,7 +24,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.coders import BytesCoder, StrUtf8Coder
 from apache_beam.io.unbounded_source import ReadFromUnboundedSource
-from apache_beam.options.pipeline_options import StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
 
 from schemas.process import CommandParser, run_main, setup_logging
@@ -33,6 +33,7 @@ from schemas.quiet import quiet_imports
 with quiet_imports():
     from . import failures, sinks, source
     from .command_line import pipeline_options
+    from .compatibility import check_configuration, record_configuration
     from .failures import noted
     from .join import Join
     from .learn import JoinAndLearn
@@ -204,6 +205,17 @@ def run(argv: list[str] | None = None) -> int:
     options = pipeline_options(parser, argv)
     config = TrainConfig.from_options(options)
     lease = Lease(config.state_dir)
+    try:
+        check_configuration(config)
+        record_configuration(config)
+        _run(options, config)
+        record_configuration(config)
+    finally:
+        lease.release()
+    return 0
+
+
+def _run(options: PipelineOptions, config: TrainConfig) -> None:
     if config.local:
         options.view_as(StandardOptions).runner = LOCAL_RUNNER
     for module in STATEFUL:
@@ -223,8 +235,6 @@ def run(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
         source.reset()
         forget(config.state_dir)
-        lease.release()
-    return 0
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
