@@ -11,7 +11,7 @@ from model.snapshot import merge, read_increment, write_increment
 from model.widening import Widening
 from pipelines import train
 from pipelines.arms import ARMS
-from pipelines.batches import Final, Position
+from pipelines.batches import Final, Kind, Position
 from pipelines.learn import JoinAndLearn
 from pipelines.learn_config import LearnConfig
 from pipelines.merge import MergedLogs
@@ -130,6 +130,16 @@ def test_a_job_goes_on_with_slots_appended(logs, tmp_path):
     # Back to fewer slots is another configuration.
     with pytest.raises(UserError, match=r"state/feature_config.toml: .*slot 'country' is gone.*; slot 'words' is gone"):
         train.run([*arguments(tmp_path / "logs", tmp_path), *with_config(CONFIG, tmp_path)])
+
+
+def test_a_batch_that_a_runner_kept_from_before_is_refused(logs):
+    """An even number of rows divides into rows of twice the width as well: the rows are counted."""
+    wider = dataclasses.replace(CONFIG, slots=(*CONFIG.slots, Slot("words", 6, "words", "item", "bag", "string", max_length=6)))
+    assert wider.width == 2 * CONFIG.width
+    batch = next(b for b in batches_of(logs, batch_rows=100) if np.count_nonzero(b.column("kind") == Kind.FEATURES) % 2 == 0)
+    with pytest.raises(UserError, match="it is of another feature configuration; start anew with the same --state_dir"):
+        batch.ids(wider.width)
+    assert batch.ids(CONFIG.width).shape[1] == CONFIG.width
 
 
 @pytest.fixture(scope="module")
