@@ -23,7 +23,7 @@ from bench.processes import NOTHING, Child, Learning, TrainLog, alone, signals_i
 from bench.stage import RECORDED, WARM_START, Stage, recorded, simulated
 from bench.story import Story
 from schemas.log_files import LogWriter
-from schemas.process import UserError, run_main
+from schemas.process import CommandParser, UserError, run_main
 from schemas.quiet import quiet_imports
 from serving import flags
 
@@ -203,7 +203,7 @@ def _stage(args: argparse.Namespace) -> Stage:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -31,7 +31,7 @@ from pipelines.batches import Kind
 from pipelines.join import Join
 from pipelines.merge import MergedLogs
 from schemas.config import FeatureConfig, load_config
-from schemas.process import UserError, run_main
+from schemas.process import CommandParser, UserError, run_main
 from serving import flags
 
 SHIPPED = Path(__file__).parents[1] / "schemas" / "kuairand.toml"
@@ -98,7 +98,7 @@ def predictions(work: Path, seed: int, config: FeatureConfig) -> pa.Table:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table and the JSON line; 0 then."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.kuairand", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from bench.output import finish
-from schemas.process import UserError, run_main
+from schemas.process import CommandParser, UserError, run_main
 from serving import flags
 
 _SAMPLE_S = 0.25
@@ -66,7 +66,7 @@ def train(work: Path, step: int) -> tuple[float, np.ndarray]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table and the JSON line; 0 then."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.output import finish
-from schemas.process import UserError, run_main
+from schemas.process import CommandParser, UserError, run_main
 from serving import flags
 from serving.client import RankClient
 
@@ -130,7 +130,7 @@ def measure(client: RankClient, load: Workload, requests: int, clients: int) -> 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table and the JSON line; 0 then."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.rank",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -16,7 +16,7 @@ from string import Template
 from bench import sections
 from bench.figures import Metrics
 from bench.story import Story
-from schemas.process import UserError, run_main
+from schemas.process import CommandParser, UserError, run_main
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -82,7 +82,7 @@ def read_metrics(path: Path) -> Metrics:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the page; 0 then."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -25,7 +25,7 @@ from rich.progress import track
 from bench.output import finish
 from model.feature_ids import pack_ids
 from schemas.config import FeatureConfig, Head, ModelConfig, Slot
-from schemas.process import UserError, run_main
+from schemas.process import CommandParser, UserError, run_main
 from serving import flags
 
 FIELDS, ROWS, ZIPF = 26, 1_000_000, 1.2
@@ -159,7 +159,7 @@ class Contender:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table and the JSON line; 0 then."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m bench.step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

@@ -96,12 +96,12 @@ class _Side:
         self._durable = self._stamp
         self._gone = [(stamp, keys) for stamp, keys in self._gone if stamp >= self._durable]
 
-    def load(self, part: KeyedPart) -> None:
-        """Take the entries of a merged part, all of them durable."""
+    def load(self, part: KeyedPart, durable: bool) -> None:
+        """Take the entries of a merged part; if they are not `durable` as they are, the next part has them all."""
         entries = entries_of(part.rows)
         rows = self._take(part.rows.column("key").to_numpy())
         self._names[rows], self._ids[rows], self._seen[rows] = entries.names, entries.ids, entries.last_seen_ms
-        self._stamps[rows] = -1
+        self._stamps[rows] = -1 if durable else self._stamp
 
     def _take(self, keys: np.ndarray) -> np.ndarray:
         """Rows int32[N] for new keys."""
@@ -170,10 +170,15 @@ class Catalogue:
         for side in self._sides.values():
             side.committed()
 
-    def load(self, state: Increment) -> None:
-        """Restore a merged increment into a new catalogue."""
+    def load(self, state: Increment, durable: bool = True) -> None:
+        """Restore a merged increment into a new catalogue.
+
+        Args:
+            state: has its parts.
+            durable: whether they are in files as they are; otherwise the next increment holds everything.
+        """
         for name, side in self._sides.items():
-            side.load(state.keyed[name])
+            side.load(state.keyed[name], durable)
 
 
 def entries_of(table: pa.Table) -> Entries:

@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from schemas.process import UserError
+
 _COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
 _CHUNK = 1 << 20
 
 
-class SnapshotError(Exception):
-    """A file of a snapshot that is missing, truncated or altered."""
+class SnapshotError(UserError):
+    """A file of a snapshot that is missing, truncated, altered, or of another model."""
 
 
 @dataclass(frozen=True)

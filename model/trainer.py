@@ -34,6 +34,7 @@ from .snapshot import (
     write_increment,
 )
 from .table import EmbeddingTable, TableRows
+from .widening import Widening
 
 #: Rows looked at for expiry in a step, per example: the clock hand passes the table in bounded work.
 _EXPIRE_PER_EXAMPLE = 4
@@ -173,23 +174,27 @@ class Trainer:
         """
         rows = self.table.export(self.table.touched_since(since))
         part = KeyedPart(_rows_to_table(rows), self.table.removed_since(since))
-        numbers = np.array([self.version, self.newest_event_ms], np.int64)
-        whole = {"dense": self.network.state(), "table": self.table.state(), "trainer": {"numbers": numbers}}
+        numbers = {
+            "numbers": np.array([self.version, self.newest_event_ms], np.int64),
+            "fingerprint": np.array([self.config.fingerprint], np.int64),
+        }
+        whole = {"dense": self.network.state(), "table": self.table.state(), "trainer": numbers}
         return Increment({"table": part}, whole)
 
     def load(self, state: Increment) -> None:
-        """Restore a merged increment into a new trainer.
+        """Restore a merged increment into a new trainer, whose configuration may have slots appended since.
 
         Raises:
             SnapshotError: it is of another configuration.
         """
-        size = state.whole["dense"]["theta"].size
+        dense = Widening.of(state, self.config).dense(state.whole["dense"])
+        size = dense["theta"].size
         if size != self.network.layout.size:
             raise SnapshotError(
                 f"{size} dense parameters instead of {self.network.layout.size}; use the configuration they were made with"
             )
         version, self.newest_event_ms = (int(x) for x in state.whole["trainer"]["numbers"])
-        self.network.load(state.whole["dense"])
+        self.network.load(dense)
         self.table.restore(_table_to_rows(state.keyed["table"].rows), state.whole["table"], version)
 
     def trim(self, version: int) -> None:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from schemas.process import UserError
+
 
 class Kind(IntEnum):
     """What a row of an event batch is."""
@@ -104,11 +106,15 @@ class EventBatch:
         """Feature ids of the FEATURES rows alone, in order: int64[rows, width], without a copy.
 
         Raises:
-            ValueError: if the batch was packed for another width.
+            UserError: if the batch was packed for another width: one that a runner has kept since before slots were appended.
         """
         values = self.events.column("ids").flatten().to_numpy(zero_copy_only=True)
-        if values.size % width:
-            raise ValueError(f"a batch of shard {self.shard} holds {values.size} feature ids, not rows of {width}")
+        rows = np.count_nonzero(self.column("kind") == Kind.FEATURES)
+        if values.size != width * rows:
+            raise UserError(
+                f"a batch of shard {self.shard} holds {values.size} feature ids, not {rows} rows of {width}: it is of another "
+                "feature configuration; start anew with the same --state_dir, without the runner's savepoint"
+            )
         return values.reshape(-1, width)
 
     def keep(self, mask: np.ndarray) -> EventBatch:

@@ -7,9 +7,9 @@ of the logs, however they were cut into batches.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,14 +18,16 @@ import pyarrow as pa
 from model.catalogue import Catalogue
 from model.snapshot import Increment
 from model.trainer import ExampleBatch, Trainer
+from model.widening import Widening
 from schemas.config import FeatureConfig
 
-from .arms import Arm, Arms
+from .arms import Arms
 from .batches import EventBatch, Final, Kind
 from .dead_letters import DeadLetterBox
 from .growth import Growth
 from .join import Decisions, Join, Joined
 from .join_kernel import TAKEN
+from .learn_config import LearnConfig
 from .outputs import Outputs, Predictions
 from .progress import Progress
 from .rows import RowStore
@@ -33,31 +35,6 @@ from .rows import RowStore
 log = logging.getLogger(__name__)
 
 _NONE = Decisions(*(np.zeros(0, np.int64) for _ in range(6)))
-
-
-@dataclass(frozen=True)
-class LearnConfig:
-    """How a shard learns.
-
-    Attributes:
-        shard: its number, which its deltas carry.
-        step: examples a step; a fixed count, so that a replay gives the same model.
-        early: a decided head is learned at once, the undecided ones masked.
-        arms: lagged copies of the model, scored beside it.
-        warm_start_s: event time from the first event on during which arms follow the model and nothing is evaluated.
-        window: decided examples of the first head a metrics window.
-        predictions: whether predictions are put out once their label is known.
-        seed: of the model's initial values.
-    """
-
-    shard: int = 0
-    step: int = 128
-    early: bool = True
-    arms: tuple[Arm, ...] = ()
-    warm_start_s: float = 0.0
-    window: int = 10_000
-    predictions: bool = False
-    seed: int = 0
 
 
 class Learned(NamedTuple):
@@ -74,6 +51,7 @@ class JoinAndLearn:
     def __init__(self, config: FeatureConfig, learn: LearnConfig) -> None:
         self.config, self.learn_config = config, learn
         self.fingerprint = config.fingerprint
+        self.readable_fingerprints = config.readable_fingerprints
         self.join = Join(config, early=learn.early)
         self.trainer = Trainer(config, seed=learn.seed)
         started = time.monotonic()
@@ -252,7 +230,10 @@ class JoinAndLearn:
             "progress": self.progress.state(),
             "growth": self.growth.state(),
             "dead_letters": self.dead.state(),
-            "learn": {"numbers": np.array([self._scored, self._synced], np.int64)},
+            "learn": {
+                "numbers": np.array([self._scored, self._synced], np.int64),
+                "options": np.frombuffer(json.dumps(self.learn_config.lasting).encode(), np.uint8),
+            },
         }
         return increment
 
@@ -263,14 +244,23 @@ class JoinAndLearn:
         self._trim()
 
     def load(self, state: Increment) -> None:
-        """Restore a merged increment."""
+        """Restore a merged increment, which may be of the configuration before slots were appended.
+
+        Raises:
+            UserError: it was made with other options.
+        """
         whole = state.whole
+        self.learn_config.check(json.loads(whole["learn"]["options"].tobytes()))
+        widening = Widening.of(state, self.config)
         self.trainer.load(state)
-        self.catalogue.load(state)
+        self.catalogue.load(widening.catalogue(state), durable=not widening.grown)
         self.join.load(whole["join"])
-        self.rows.load(whole["rows"], self.join.capacity, self.join.first, self.join.next)
-        self._pending = Decisions(**whole["pending"])
-        self.arms.load(whole["arms"])
+        rows = whole["rows"] | {"ids": widening.ids(whole["rows"]["ids"])}
+        self.rows.load(rows, self.join.capacity, self.join.first, self.join.next)
+        # Decided before any event to come: with another --step than before, some of them may complete a step.
+        event = np.full_like(whole["pending"]["event"], -1)
+        self._pending = Decisions(**whole["pending"] | {"event": event})
+        self.arms.load(widening.copies(whole["arms"]))
         self.progress.load(whole["progress"])
         self.growth.load(whole["growth"])
         self.dead.load(whole["dead_letters"])

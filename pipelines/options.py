@@ -9,15 +9,38 @@ from pathlib import Path
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from schemas.config import FeatureConfig, load_config
+from schemas.log_files import list_partitions
 from schemas.process import UserError
 
-from .arms import Arm, arms_named
-from .learn import LearnConfig
+from .arms import ARMS, arms_named
+from .learn_config import LearnConfig
 from .shard import ShardConfig
 
+#: Where logs, and a state, say how their features became ids.
+CONFIG_NAME = "feature_config.toml"
 #: Beam's own local runner, by its path: the switch called DirectRunner would first try to download another one.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 LOCAL_NAMES = ("", "DirectRunner", "FnApiRunner", LOCAL_RUNNER)
+
+
+_COUNT = 2**31 - 1
+_SECONDS = 1e9  # thirty years
+#: Least and most of every numeric option.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "step": (1, _COUNT),
+    "window": (1, _COUNT),
+    "warm_start_s": (0, _SECONDS),
+    "seed": (0, _COUNT),
+    "max_skew": (0, _SECONDS),
+    "idle": (0, _SECONDS),
+    "batch_rows": (1, _COUNT),
+    "sync_interval": (0, _SECONDS),
+    "snapshot_interval": (0, _SECONDS),
+    "keep_versions": (1, _COUNT),
+    "state_retention": (0, _SECONDS / 3600),
+    "inputs_bytes": (1, 2**40),
+    "progress_interval": (0.01, _SECONDS),
+}
 
 
 class TrainOptions(PipelineOptions):
@@ -25,58 +48,157 @@ class TrainOptions(PipelineOptions):
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--logs", help="folder with features/ and actions/, as pipelines.replay writes it")
-        parser.add_argument("--state_dir", help="folder for the shard's snapshots; the job goes on from what is there")
-        parser.add_argument("--model_dir", help="folder for SavedModel versions, which a model server watches")
-        parser.add_argument("--metrics_json", help="file that holds the newest figures")
-        parser.add_argument("--config", help="feature configuration (default: LOGS/feature_config.toml)")
-        parser.add_argument("--follow", action="store_true", help="go on reading as the logs grow, until SIGTERM")
-        parser.add_argument(
-            "--step", type=int, default=128, help="examples a step of the model: small while the stream is thin (default 128)"
+        # Beam parses these, too, and for jobs that are none of ours: nothing can be marked as required here.
+        add = parser.add_argument_group("what every run needs").add_argument
+        add(
+            "--logs",
+            metavar="LOGS",
+            help="required: folder with features/ and actions/, as pipelines.replay writes it, and feature_config.toml",
         )
-        parser.add_argument(
+        add(
+            "--state_dir",
+            metavar="STATE",
+            help="required: folder for the job's snapshots, made if it is not there; a job with a state goes on from it, and "
+            "for a fresh start takes an empty folder",
+        )
+
+        add = parser.add_argument_group("what it leaves behind").add_argument
+        add(
+            "--model_dir",
+            metavar="MODELS",
+            help="folder for SavedModel versions, which serving.server or TF Serving watches; without it the job learns and "
+            "keeps its state, and there is nothing to serve",
+        )
+        add(
+            "--keep_versions",
+            metavar="N",
+            type=int,
+            default=3,
+            help="versions kept in MODELS, the newest (default: %(default)s)",
+        )
+        add(
+            "--metrics_json",
+            metavar="FILE",
+            help="file with the newest figures: examples, dead letters, AUC and log loss of what was evaluated, window by "
+            "window; without it there are only the figures that are shown while it runs",
+        )
+        add("--predictions_dir", metavar="DIR", help="folder for every prediction, once its label is known, as Parquet")
+        add(
+            "--dead_letters_dir",
+            metavar="DIR",
+            help="folder for what could not be used, with reason, place and bytes (default: STATE/dead_letters)",
+        )
+        add("--parameter_log", metavar="DIR", help="folder for the parameters that changed, as deltas; without it none is kept")
+        add(
+            "--progress_interval",
+            metavar="SECONDS",
+            type=float,
+            default=10.0,
+            help="between lines of progress where stderr is no terminal (default: %(default)s)",
+        )
+
+        add = parser.add_argument_group("how it reads").add_argument
+        add(
+            "--config",
+            metavar="FILE",
+            help="feature configuration, that of the logs or one with slots appended to it (default: LOGS/feature_config.toml)",
+        )
+        add(
+            "--follow",
+            action="store_true",
+            help="go on reading as the logs grow, until SIGTERM; otherwise the job ends with the logs",
+        )
+        add(
+            "--idle",
+            metavar="SECONDS",
+            type=float,
+            default=2.0,
+            help="with --follow: silence after which a partition no longer holds back the others (default: %(default)s)",
+        )
+        add(
+            "--max_skew",
+            metavar="SECONDS",
+            type=float,
+            default=3600.0,
+            help="how far an event may be ahead of its neighbours; beyond, it is a dead letter (default: %(default)s)",
+        )
+        add(
+            "--batch_rows",
+            metavar="N",
+            type=int,
+            default=4096,
+            help="events that are passed on together (default: %(default)s)",
+        )
+
+        add = parser.add_argument_group(
+            "how it learns", "A state stays with the options it was made with; --step alone may be another in the next run."
+        ).add_argument
+        add(
+            "--step",
+            metavar="N",
+            type=int,
+            default=128,
+            help="examples a step of the model: small ones learn sooner, large ones more a second (default: %(default)s)",
+        )
+        add(
             "--emit",
             choices=("early", "complete"),
             default="early",
-            help="learn each head when it is decided, or all at the end of the longest window",
+            help="early: each head (click, like, ...) is learned when it is decided; complete: all of them when the longest "
+            "attribution window ends (default: %(default)s)",
         )
-        parser.add_argument("--arms", default="", help="lagged copies to score beside the model: frozen,daily,hourly")
-        parser.add_argument(
+        add(
             "--warm_start_s",
+            metavar="SECONDS",
             type=float,
             default=0.0,
-            help="event time at the start that is learned but not evaluated; arms start at its end",
+            help="event time at the start that is learned but not evaluated; arms start at its end (default: %(default)s)",
         )
-        parser.add_argument("--window", type=int, default=10_000, help="examples a metrics window")
-        parser.add_argument("--predictions_dir", help="write every prediction, once its label is known, as Parquet")
-        parser.add_argument("--dead_letters_dir", help="folder for what could not be used (default: STATE_DIR/dead_letters)")
-        parser.add_argument("--parameter_log", help="folder for parameter deltas")
-        parser.add_argument(
-            "--max_skew", type=float, default=3600.0, help="seconds an event may be ahead of its neighbours (default 3600)"
+        add(
+            "--arms",
+            metavar="NAMES",
+            default="",
+            help=f"copies of the model that lag behind it, scored on the same rows to show what freshness is worth: any of "
+            f"{','.join(ARMS)} (default: none)",
         )
-        parser.add_argument(
-            "--idle",
+        add(
+            "--window",
+            metavar="N",
+            type=int,
+            default=10_000,
+            help="evaluated examples a window of figures (default: %(default)s)",
+        )
+        add("--seed", metavar="N", type=int, default=0, help="of the model's initial values (default: %(default)s)")
+
+        add = parser.add_argument_group("how it keeps its state").add_argument
+        add(
+            "--snapshot_interval",
+            metavar="SECONDS",
             type=float,
-            default=2.0,
-            help="with --follow: seconds after which a silent partition no longer holds back the others",
+            default=30.0,
+            help="between snapshots, and so between model versions (default: %(default)s)",
         )
-        parser.add_argument("--sync_interval", type=float, default=10.0, help="seconds between parameter deltas")
-        parser.add_argument(
-            "--snapshot_interval", type=float, default=30.0, help="seconds between snapshots, and so between model versions"
-        )
-        parser.add_argument(
-            "--inputs_bytes", type=int, default=64 << 20, help="bound of the batches kept in Beam state a shard"
-        )
-        parser.add_argument("--state_retention", type=float, default=24.0, help="hours that replaced snapshot files are kept")
-        parser.add_argument("--keep_versions", type=int, default=3, help="SavedModel versions kept in --model_dir")
-        parser.add_argument(
-            "--progress_interval",
+        add(
+            "--sync_interval",
+            metavar="SECONDS",
             type=float,
             default=10.0,
-            help="seconds between log lines of progress, where stderr is no terminal",
+            help="between deltas in --parameter_log (default: %(default)s)",
         )
-        parser.add_argument("--batch_rows", type=int, default=4096, help="rows a batch between steps")
-        parser.add_argument("--seed", type=int, default=0, help="of the model's initial values")
+        add(
+            "--state_retention",
+            metavar="HOURS",
+            type=float,
+            default=24.0,
+            help="that replaced snapshot files are kept, and so the age at which a savepoint is too old (default: %(default)s)",
+        )
+        add(
+            "--inputs_bytes",
+            metavar="N",
+            type=int,
+            default=64 << 20,
+            help="bound of what a shard keeps in Beam's state, which each checkpoint copies (default: %(default)s)",
+        )
 
 
 @dataclass(frozen=True)
@@ -112,26 +234,16 @@ class TrainConfig:
         train = options.view_as(TrainOptions)
         for name in ("logs", "state_dir"):
             if not getattr(train, name):
-                raise UserError(f"--{name} is missing; see --help")
+                raise UserError(f"--{name} is missing; see python -m pipelines.train --help")
+        for name, (least, most) in BOUNDS.items():
+            value = getattr(train, name)
+            # Not a number is within no bounds.
+            if not least <= value <= most:
+                raise UserError(f"--{name} {value}: must be from {least:,.15g} to {most:,.15g}")
+        arms = arms_named([name.strip() for name in train.arms.split(",") if name.strip()])
         logs = Path(train.logs)
-        for topic in ("features", "actions"):
-            if not (logs / topic).is_dir():
-                raise UserError(
-                    f"--logs {logs}: no folder {topic}/ in it; write logs with python -m pipelines.replay --out {logs}"
-                )
-        for name, least in (
-            ("step", 1),
-            ("window", 1),
-            ("batch_rows", 1),
-            ("keep_versions", 1),
-            ("snapshot_interval", 0),
-            ("max_skew", 0),
-            ("progress_interval", 0.01),
-        ):
-            if getattr(train, name) < least:
-                raise UserError(f"--{name} {getattr(train, name)}: must be at least {least}")
-        arms: tuple[Arm, ...] = arms_named([name for name in train.arms.split(",") if name])
-        config_path = Path(train.config) if train.config else logs / "feature_config.toml"
+        _check_logs(logs, train.follow)
+        config_path = Path(train.config) if train.config else logs / CONFIG_NAME
         return cls(
             features=load_config(config_path),
             logs=str(logs),
@@ -160,3 +272,17 @@ class TrainConfig:
             progress_interval_s=train.progress_interval,
             local=(options.view_as(StandardOptions).runner or "") in LOCAL_NAMES,
         )
+
+
+def _check_logs(logs: Path, follow: bool) -> None:
+    """Whether there is something to read, or with ``follow`` a place where it may yet appear."""
+    remedy = f"write logs with python -m pipelines.replay --out {logs}"
+    if follow:
+        if not logs.is_dir():
+            raise UserError(f"--logs {logs}: no such folder; make it, or {remedy}")
+        return
+    for topic in ("features", "actions"):
+        if not (logs / topic).is_dir():
+            raise UserError(f"--logs {logs}: no folder {topic}/ in it; {remedy}")
+        if not list_partitions(logs, topic):
+            raise UserError(f"--logs {logs}: no partitions in {topic}/; {remedy}, or wait for them with --follow")

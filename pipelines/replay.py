@@ -39,7 +39,7 @@ from pipelines.datasets import (
     simulate,
 )
 from schemas.config import load_config
-from schemas.process import EXIT_INTERRUPTED, UserError, run_main, setup_logging
+from schemas.process import EXIT_INTERRUPTED, CommandParser, UserError, run_main, setup_logging
 from schemas.quiet import quiet_imports
 
 with quiet_imports():
@@ -213,10 +213,14 @@ def _print_summary(arguments: argparse.Namespace, tally: Tally, truth: TruthWrit
 
 
 def _at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    bound = f"{least} to {most}" if most is not None else f"{least} or more"
+
     def number(text: str) -> int:
-        value = int(text)
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number: {bound}") from None
         if value < least or (most is not None and value > most):
-            bound = f"{least} to {most}" if most is not None else f"{least} or more"
             raise argparse.ArgumentTypeError(f"{text} is out of range: {bound}")
         return value
 
@@ -224,14 +228,17 @@ def _at_least(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def _days(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of days") from None
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is out of range: more than 0")
     return value
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pipelines.replay",
         description="Turn a data set into a features log and an actions log, in time order.",
         epilog=_EXAMPLES,

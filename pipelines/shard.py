@@ -58,6 +58,8 @@ class Step(Protocol[T_co]):
     """A working state that batches are applied to; all it knows must come from them."""
 
     fingerprint: int
+    #: Of the configurations whose state it can load: its own, and those it has grown from.
+    readable_fingerprints: frozenset[int]
 
     @property
     def newest_event_ms(self) -> int: ...
@@ -204,13 +206,18 @@ class Shard(Generic[T]):
         self._bases.forget()
         if found is not None:
             self._manifest, state = found
-            if self._manifest.fingerprint != self.step.fingerprint:
+            grown = self._manifest.fingerprint != self.step.fingerprint
+            if grown and self._manifest.fingerprint not in self.step.readable_fingerprints:
                 raise StateError(
                     f"{self.files.directory}: written with another feature configuration; use that one, or an empty --state_dir"
                 )
             self.step.load(state)
-            self.step.committed()
             self.positions = dict(self._manifest.positions)
+            if grown:
+                # What is in files is of the old width, and merges with nothing to come: the next manifest starts anew.
+                self._manifest = None
+            else:
+                self.step.committed()
 
     def _apply(self, batch: EventBatch) -> T:
         assert self.step is not None

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from types import FrameType
@@ -29,12 +28,13 @@ from apache_beam.io.unbounded_source import ReadFromUnboundedSource
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
 
-from schemas.log_files import list_partitions
-from schemas.process import UserError, run_main, setup_logging
+from schemas.process import CommandParser, run_main, setup_logging
 from schemas.quiet import quiet_imports
 
 with quiet_imports():
     from . import failures, sinks, source
+    from .command_line import pipeline_options
+    from .compatibility import check_configuration, record_configuration
     from .failures import noted
     from .join import Join
     from .learn import JoinAndLearn
@@ -195,19 +195,28 @@ def build_pipeline(pipeline: beam.Pipeline, config: TrainConfig) -> beam.pvalue.
 
 def run(argv: list[str] | None = None) -> int:
     """Parse, check, run until the logs end or SIGTERM."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandParser(
+        prog="python -m pipelines.train",
+        usage="python -m pipelines.train --logs LOGS --state_dir STATE [--model_dir MODELS] [option ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Any option of Beam and its runners may follow, such as --runner=FlinkRunner --flink_master=HOST:8081.",
     )
     TrainOptions._add_argparse_args(parser)
-    parser.epilog = "Any option of Beam and its runners may follow, such as --runner=FlinkRunner --flink_master=HOST:8081."
-    _, rest = parser.parse_known_args(argv)
-    _refuse_unknown(rest)
-    options = PipelineOptions(sys.argv[1:] if argv is None else argv)
+    options = pipeline_options(parser, argv)
     config = TrainConfig.from_options(options)
-    for topic in ("features", "actions"):
-        if not list_partitions(config.logs, topic):
-            raise UserError(f"--logs {config.logs}: no partitions in {topic}/; write logs with python -m pipelines.replay")
     lease = Lease(config.state_dir)
+    try:
+        check_configuration(config)
+        record_configuration(config)
+        _run(options, config)
+        record_configuration(config)
+    finally:
+        lease.release()
+    return 0
+
+
+def _run(options: PipelineOptions, config: TrainConfig) -> None:
     if config.local:
         options.view_as(StandardOptions).runner = LOCAL_RUNNER
     for module in STATEFUL:
@@ -227,29 +236,11 @@ def run(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
         source.reset()
         forget(config.state_dir)
-        lease.release()
-    return 0
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     log.info("stopping: the last batch is marked, then state and model are written")
     source.request_stop()
-
-
-def _refuse_unknown(rest: list[str]) -> None:
-    """A mistyped option must not pass as one of the runner's."""
-    known = {action for cls in PipelineOptions.__subclasses__() for action in _flags(cls)}
-    # Runners' own options are described by their job servers; only Flink's are let through unseen.
-    unknown = [flag for flag in rest if flag.startswith("--") and flag.split("=")[0] not in known]
-    if unknown and not any("FlinkRunner" in flag or "PortableRunner" in flag for flag in rest):
-        raise UserError(f"{' '.join(unknown)}: no such option; see --help")
-
-
-def _flags(cls: type[PipelineOptions]) -> set[str]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
-    if hasattr(cls, "_add_argparse_args"):
-        cls._add_argparse_args(parser)
-    return {flag for action in parser._actions for flag in action.option_strings}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,7 +28,7 @@ class ProgressDisplay:
 
     def __init__(self, config: TrainConfig, shard: Callable[[], Shard[Any]]) -> None:
         self._config, self._shard = config, shard
-        self._done = threading.Event()
+        self._done, self._failed = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def __enter__(self) -> ProgressDisplay:
@@ -37,6 +37,7 @@ class ProgressDisplay:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._failed = kind is not None
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -61,7 +62,7 @@ class ProgressDisplay:
                     text = f"{figures['examples']:>9,} examples  {figures['examples_per_s']:>7,.0f}/s"
                     text += f"  AUC {auc:.4f}" if auc is not None else ""
                     text += f"  {figures['table_rows']:,} rows"
-                    bar.update(task, description=text, completed=total if ended else figures["bytes"])
+                    bar.update(task, description=text, completed=total if ended and not self._failed else figures["bytes"])
                 if ended:
                     return
 

@@ -129,6 +129,13 @@ class FeatureConfig:
         """Fingerprints of this configuration and of those it may have grown from by appending slots."""
         return frozenset(self._fingerprint(count) for count in range(2, len(self.slots) + 1))
 
+    def grown_from(self, fingerprint: int) -> "FeatureConfig | None":
+        """The configuration with that fingerprint that this one is, or has grown from by appending slots; None if none is."""
+        for count in range(len(self.slots), 1, -1):
+            if self._fingerprint(count) == fingerprint:
+                return dataclasses.replace(self, slots=self.slots[:count])
+        return None
+
     def _fingerprint(self, slot_count: int) -> int:
         described = {
             "slots": [dataclasses.asdict(slot) for slot in self.slots[:slot_count]],

@@ -1,4 +1,4 @@
-"""What every process of Freshet shares: structured logging, user errors, and how a command ends.
+"""What every process of Freshet shares: structured logging, user errors, how a command is read and how it ends.
 
 A command's module ends in::
 
@@ -6,13 +6,15 @@ A command's module ends in::
         run_main(main)
 """
 
+import argparse
+import difflib
 import json
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -23,6 +25,61 @@ _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "ascti
 
 class UserError(Exception):
     """An error whose one-line message (the thing, the place, the remedy) is all its reader needs."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The argument parser of every command: what is wrong with a command line is a `UserError`, one line.
+
+    Options are spelt in full, so that one added later changes no command line, and what is no option is named before
+    what is missing: a mistyped `--model_dri` is both.
+
+    Args:
+        options: those of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    # The base class's overloads say no more than this.
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Values of the options.
+
+        Raises:
+            UserError: a word that is no option, an option that is missing, or a value that cannot be used.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        required = [action for action in self._actions if action.required]
+        for action in required:
+            action.required = False
+        try:
+            _, rest = self.parse_known_args(words)
+        finally:
+            for action in required:
+                action.required = True
+        if rest:
+            self.error(unknown_option(rest[0], self.option_strings))
+        return super().parse_args(words, namespace)
+
+    @property
+    def option_strings(self) -> list[str]:
+        """All spellings of all options."""
+        return list(self._option_string_actions)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse has to say as a `UserError`, in place of a usage block and an exit."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def unknown_option(word: str, known: Iterable[str]) -> str:
+    """What is wrong with a word of a command line that none of the `known` options takes, and which is nearest."""
+    name = word.split("=", 1)[0]
+    if not name.startswith("-"):
+        return f"{word!r} belongs to no option"
+    known = sorted(known)
+    # An abbreviation is nearer to what it begins than anything of its own length.
+    begun = [option for option in known if option.startswith(name)] if len(name) > 2 else []
+    near = begun or difflib.get_close_matches(name, known, 1)
+    return f"{name}: no such option" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 class JsonLinesFormatter(logging.Formatter):

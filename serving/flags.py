@@ -1,6 +1,9 @@
 """Types of command-line values that are checked as they are read, and how an address is written."""
 
 import argparse
+from typing import TypeVar
+
+_N = TypeVar("_N", int, float)
 
 
 def text(value: str) -> str:
@@ -14,26 +17,33 @@ def text(value: str) -> str:
 
 def port(value: str) -> int:
     """0 to 65535; 0 means any free one."""
-    number = int(value)
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} is not a port: 0 to 65535")
+    number = _number(int, value)
+    if number is None or not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{value} is not a port: 0 to 65535")
     return number
 
 
 def count(value: str) -> int:
     """At least 1, within int32."""
-    number = int(value)
-    if not 1 <= number < 1 << 31:
-        raise argparse.ArgumentTypeError(f"{number} is not a count: at least 1")
+    number = _number(int, value)
+    if number is None or not 1 <= number < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{value} is not a count: a whole number from 1 on")
     return number
 
 
 def positive(value: str) -> float:
     """Above 0."""
-    number = float(value)
-    if not 0 < number < float("inf"):
+    number = _number(float, value)
+    if number is None or not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
     return number
+
+
+def _number(kind: type[_N], value: str) -> _N | None:
+    try:
+        return kind(value)
+    except ValueError:
+        return None
 
 
 def address(host: str, port: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from schemas.process import UserError, run_main
+from schemas.process import CommandParser, UserError, run_main
 from schemas.quiet import quiet_imports
 
 with quiet_imports():
@@ -74,7 +74,7 @@ def descriptors() -> FileDescriptorSet:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the file; 0 then."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m serving.protoset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a FileDescriptorSet in binary form")

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from schemas.process import UserError, run_main
+from schemas.process import CommandParser, UserError, run_main
 from schemas.quiet import quiet_imports
 from serving import flags
 
@@ -112,7 +112,7 @@ def print_table(answer: Answer) -> None:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m serving.rank",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

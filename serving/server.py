@@ -13,7 +13,7 @@ import socket
 import threading
 from pathlib import Path
 
-from schemas.process import UserError, run_main, setup_logging
+from schemas.process import CommandParser, UserError, run_main, setup_logging
 from schemas.quiet import quiet_imports
 from serving import flags
 from serving.folders import require_version_folder
@@ -21,7 +21,7 @@ from serving.folders import require_version_folder
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked as far as that goes without loading anything."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m serving.server",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -19,6 +19,7 @@ class Tally:
     """A working state that remembers how often it was given each offset, and the order."""
 
     fingerprint = 7
+    readable_fingerprints = frozenset({7})
     newest_event_ms = 0
 
     def __init__(self):

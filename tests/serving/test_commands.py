@@ -1,5 +1,6 @@
 """The commands as processes: start, stop, exit status, and what they print."""
 
+import argparse
 import json
 import os
 import socket
@@ -141,11 +142,25 @@ def test_an_unreachable_server_is_one_line(command):
     assert address in one_line(err)
 
 
-def test_a_user_that_is_not_utf8_is_refused(capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_a_user_that_is_not_utf8_is_refused():
+    with pytest.raises(UserError, match=r"argument --user: '\\udcff' is not UTF-8"):
         rank.main(["--server", "127.0.0.1:1", "--user", os.fsdecode(b"\xff")])
-    assert ended.value.code == 2
-    assert "argument --user: '\\udcff' is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (flags.port, "65536", "65536 is not a port: 0 to 65535"),
+        (flags.port, "http", "http is not a port: 0 to 65535"),
+        (flags.count, "0", "0 is not a count: a whole number from 1 on"),
+        (flags.count, "2.5", "2.5 is not a count: a whole number from 1 on"),
+        (flags.positive, "nan", "nan is not a number above 0"),
+        (flags.positive, "soon", "soon is not a number above 0"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_told_with_what_can(kind, value, message):
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        kind(value)
 
 
 def test_an_ipv6_host_is_written_in_brackets():
