@@ -188,12 +188,13 @@ class JoinAndLearn:
         heads = len(self.config.heads)
         seq = examples.seq
         labels, mask = examples.bits("label", heads), examples.bits("mask", heads)
-        first = self.rows.first_time(seq)
-        batch = ExampleBatch(self.rows.ids[self.rows.at(seq)], labels, mask, first, self.join.times(seq))
+        first, times = self.rows.first_time(seq), self.join.times(seq)
+        batch = ExampleBatch(self.rows.ids[self.rows.at(seq)], labels, mask, first, times)
         metrics = self.trainer.learn(batch)
         self.learned = Learned(self.trainer.version, self.trainer.newest_event_ms)
         before = self.progress.examples
-        self.progress.learned(metrics, labels, mask, fresh=int(first.sum()))
+        evaluated = mask * (times >= self.arms.evaluated_from_ms)[:, np.newaxis]
+        self.progress.learned(metrics, labels, evaluated, fresh=int(first.sum()))
         self.growth.learned(before, self.progress.examples, self.learned.event_ms, self.trainer.table)
 
     def _meet(self, decisions: Decisions) -> None:
