@@ -128,6 +128,8 @@ class JoinAndLearn:
 
     def figures(self) -> dict[str, Any]:
         """Running figures for people and programs."""
+        evaluated_from_ms = self.arms.evaluated_from_ms
+        warm_start_ms = round(self.learn_config.warm_start_s * 1000)
         return self.progress.figures() | {
             "dead_letters": self.dead.count,
             **{name: value for name, value in vars(self.join.counts).items() if name != "rows"},
@@ -137,7 +139,8 @@ class JoinAndLearn:
             "table_bytes": self.trainer.table.nbytes,
             "growth": self.growth.figures(),
             "model_version": self.learned.model_version,
-            "evaluated_from_ms": self.arms.evaluated_from_ms,
+            "first_event_ms": evaluated_from_ms - warm_start_ms if evaluated_from_ms else -1,
+            "evaluated_from_ms": evaluated_from_ms,
             "newest_event_ms": self.join.clock,
             "newest_learned_ms": self.learned.event_ms,
         }
