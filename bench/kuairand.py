@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m bench.kuairand", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    default = Path(os.environ.get("KUAIRAND_DIR", "../shared/data/kuairand_pure"))
+    default = Path(os.environ.get("KUAIRAND_DIR") or "../shared/data/kuairand_pure")
     add("--path", type=Path, default=default, help="KuaiRand-Pure as unpacked (default: $KUAIRAND_DIR, or %(default)s)")
     add("--config", type=Path, default=SHIPPED, help="feature configuration (default: schemas/kuairand.toml)")
     add("--seeds", type=flags.count, default=3, help="runs, of initial values 0, 1, ... (default: %(default)s)")
