@@ -147,7 +147,7 @@ def rate(step: Callable[[], object], size: int, steps: int) -> float:
 def contend(name: str, task: Task, seconds: float, pipe: Connection) -> None:
     """A contender's process: compiles, tells its rows, then measures a round of about `seconds` whenever it is asked."""
     with quiet_imports():
-        import model.trainer  # noqa: F401
+        import tensorflow  # noqa: F401
     batches = draw(task, seed=task.batch)
     runner = freshet(task, batches) if name == "freshet" else keras_model(task, batches, jit="jit" in name)
     rate(runner.step, task.batch, 3)  # compilation
