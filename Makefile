@@ -16,19 +16,20 @@ setup: $(VENV)/.installed ## make the virtual environment in .venv
 
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: Python 3.11 is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# One that was left half made, or is another Python's, is made anew.
+	$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
 	touch $@
 
-demo: setup ## learn online from a simulated world, serve, let a guest in; DATA=FOLDER: from KuaiRand-Pure or MovieLens
-	@$(BIN)/python -m bench.demo $(if $(DATA),--path "$(DATA)")
+demo: setup ## learn online from a simulated world, serve, let a guest in; DATA=FOLDER: from KuaiRand-Pure or MovieLens (ROWS=N of it)
+	@$(BIN)/python -m bench.demo $(if $(DATA),--path "$(DATA)") $(if $(ROWS),--rows "$(ROWS)")
 
 lock: setup ## resolve requirements.in into requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --python-version 3.11 --no-header requirements.in -o requirements.txt
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest tests
+test: setup ## run the tests, in two processes
+	$(BIN)/python -m pytest tests -n 2 --dist worksteal
 
 check: setup ## lint, format check, types
 	$(BIN)/ruff check .
@@ -39,7 +40,7 @@ format: setup ## format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format --quiet .
 
-bench: setup ## run every benchmark
+bench: setup ## run every benchmark; KUAIRAND_DIR=FOLDER: where KuaiRand-Pure was unpacked
 	$(BIN)/python -m bench.rank
 	$(BIN)/python -m bench.step
 	$(BIN)/python -m bench.pipeline

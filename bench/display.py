@@ -73,8 +73,8 @@ class Display:
         print_ = self.console.print
         print_(
             f"[bold]A guest nobody has met[/] asks over gRPC for the top {len(before.videos)} of {before.candidates:,} "
-            f"{wording.video}s, likes {visit.likes} with [bold green]{tag}[/] ({visit.tagged:,} have it), "
-            "and asks again:"
+            f"{wording.video}s ({before.latency_ms:.0f} ms), likes {visit.likes} with [bold green]{tag}[/] "
+            f"({visit.tagged:,} have it), and asks again:"
         )
         table = Table(box=box.SIMPLE_HEAD)
         table.add_column("", justify="right", style="dim", min_width=2)

@@ -1,6 +1,6 @@
 """The report's charts, drawn from a metrics file and, where there was a demo, its guest's visit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean, median
 from typing import Any
 
@@ -40,7 +40,7 @@ def auc_over_time(metrics: Metrics, live_from_ms: int | None = None) -> Chart | 
             axes.plot(when, values, color=COLOURS[arm], linewidth=0.7, alpha=0.35)
             axes.plot(when, smooth, color=COLOURS[arm], linewidth=2.4 if lead else 1.7, marker="o" if len(when) == 1 else "")
             ends.append((arm, float(smooth[-1]), COLOURS[arm]))
-        _syncs(axes, metrics, windows)
+        _syncs(axes, metrics)
         _live(axes, live_from_ms, narrow)
         axes.margins(x=0.01)
         over_time(axes, 5 if narrow else 9)
@@ -86,7 +86,8 @@ def calibration_over_time(metrics: Metrics, live_from_ms: int | None = None) -> 
         for arm in reversed([arm for arm in arms_of(metrics) if arm != "hourly"]):
             values = [window["calibration"][arm] for window in windows]
             smooth = _smoothed(np.array([np.nan if value is None else value for value in values]))
-            axes.plot(when, smooth, color=COLOURS[arm], linewidth=2.2 if arm == "continuous" else 1.5)
+            width = 2.2 if arm == "continuous" else 1.5
+            axes.plot(when, smooth, color=COLOURS[arm], linewidth=width, marker="o" if len(when) == 1 else "")
             ends.append((arm, float(smooth[-1]), COLOURS[arm]))
         _live(axes, live_from_ms, narrow, named=False)
         over_time(axes, 5)
@@ -196,12 +197,17 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return np.array([fmean(part[~np.isnan(part)]) if (~np.isnan(part)).any() else np.nan for part in parts])
 
 
-def _syncs(axes: Axes, metrics: Metrics, windows: Sequence[Mapping[str, Any]]) -> None:
+def daily_syncs(metrics: Metrics) -> list[int]:
+    """Event times at which the daily arm is synced within the windows, in ms; none where the lines would be a wash."""
+    start, windows = metrics["evaluated_from_ms"], metrics["windows"]
+    if "daily" not in metrics["arms"] or start <= 0 or not windows or windows[-1]["end_ms"] - start > _MOST_DAYS * _DAY_MS:
+        return []
+    return [*range(start + _DAY_MS, windows[-1]["end_ms"] + 1, _DAY_MS)]
+
+
+def _syncs(axes: Axes, metrics: Metrics) -> None:
     """Faint lines where the daily arm is synced."""
-    start, end = metrics["evaluated_from_ms"], windows[-1]["end_ms"]
-    if "daily" not in metrics["arms"] or start <= 0 or end - start > _MOST_DAYS * _DAY_MS:
-        return
-    for moment in dates([*range(start + _DAY_MS, end + 1, _DAY_MS)]):
+    for moment in dates(daily_syncs(metrics)):
         axes.axvline(moment, color=COLOURS["daily"], linewidth=0.8, linestyle=(0, (1, 3)), zorder=0)
 
 

@@ -5,15 +5,18 @@
 The log is replayed and `pipelines.train` runs over it once: the first days warm the model up; then every impression is
 scored as its request arrives, by the model that goes on learning and by copies of it that are synced hourly, daily or
 never. Labels are those known at the attribution window's end; all arms see the same requests; nothing is scored after it
-was learned. `auc_scored_at_emission`, for comparison, scores each example at the moment it is learned.
+was learned. `auc_scored_at_emission`, for comparison, scores the same examples at the moment they are learned.
+
+The model is trained on clicks alone here, without the long views that schemas/kuairand.toml has beside them. What the
+files tell of users is one snapshot, of a day that its authors do not name: it is used as published. Counts over the whole
+period, which would leak the future, are not.
 """
 
 import argparse
 import contextlib
 import itertools
 import json
-import subprocess
-import sys
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -27,28 +30,22 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from bench.output import finish
-from pipelines.batches import Kind
-from pipelines.join import Join
-from pipelines.merge import MergedLogs
+from bench.processes import run, signals_interrupt
 from schemas.config import FeatureConfig, load_config
 from schemas.process import CommandParser, UserError, run_main
+from schemas.quiet import quiet_imports
 from serving import flags
+
+with quiet_imports():
+    from pipelines.batches import Kind
+    from pipelines.datasets.kuairand import newest_days
+    from pipelines.join import Join
+    from pipelines.merge import MergedLogs
 
 SHIPPED = Path(__file__).parents[1] / "schemas" / "kuairand.toml"
 HEAD = "click"
 LAGGED = ("frozen", "daily", "hourly")
 DAY_S = 24 * 3600
-
-
-def run(module: str, *arguments: object) -> None:
-    """Run one of Freshet's commands in a process of its own.
-
-    Raises:
-        UserError: it failed; its own message is on stderr by then.
-    """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
-        raise UserError(f"{' '.join(command[1:])} failed: its reason is above")
 
 
 def train(work: Path, seed: int, warm_days: float, step: int) -> dict[str, Any]:
@@ -96,50 +93,21 @@ def predictions(work: Path, seed: int, config: FeatureConfig) -> pa.Table:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the table and the JSON line; 0 then."""
-    parser = CommandParser(
-        prog="python -m bench.kuairand", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    default = Path("../shared/data/kuairand_pure")
-    add("--path", type=Path, default=default, help="KuaiRand-Pure as unpacked (default: %(default)s)")
-    add("--config", type=Path, default=SHIPPED, help="feature configuration (default: schemas/kuairand.toml)")
-    add("--seeds", type=flags.count, default=3, help="runs, of initial values 0, 1, ... (default: %(default)s)")
-    add("--warm_days", type=float, default=4.0, help="days learned before anything is evaluated (default: %(default)s)")
-    add("--step", type=flags.count, default=128, help="examples a step of the model (default: %(default)s)")
-    add("--dump", type=Path, metavar="DIR", help="write every prediction of the first seed to DIR/predictions.parquet")
-    add("--rows", type=flags.count, help="stop after this many impressions (for a quick look)")
-    args = parser.parse_args(argv)
-
-    shipped = load_config(args.config)
-    config = replace(shipped, heads=tuple(head for head in shipped.heads if head.name == HEAD))
-    with contextlib.ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freshet-kuairand-")))
-        config.dump(work / "config.toml")
-        rows = ("--rows", args.rows) if args.rows else ()
-        run(
-            "pipelines.replay",
-            *("--dataset", "kuairand", "--path", args.path, "--out", work / "logs", "--config", work / "config.toml", *rows),
-        )
-        seeds = range(args.seeds)
-        runs = [train(work, seed, args.warm_days, args.step) for seed in track(seeds, "seeds")]
-        if args.dump:
-            args.dump.mkdir(parents=True, exist_ok=True)
-            pq.write_table(predictions(work, 0, config), args.dump / "predictions.parquet")
-
-    if not runs[0]["arms"]["continuous"]["count"]:
-        raise UserError(f"no impression lies behind the first {args.warm_days:g} days: give more --rows, or fewer --warm_days")
+def measured(runs: list[dict[str, Any]]) -> tuple[list[dict[str, object]], dict[str, Any]]:
+    """Rows of the table, and fields of the JSON line: means over the runs, and their deviations (0 for one run)."""
 
     def over_seeds(arm: str, figure: str) -> np.ndarray:
-        return np.array([figures["arms"][arm][figure] for figures in runs])
+        return np.array([figures["arms"][arm][figure] for figures in runs], np.float64)
+
+    def deviation(arm: str, figure: str) -> float:
+        return float(over_seeds(arm, figure).std(ddof=1)) if len(runs) > 1 else 0.0
 
     arms = (*LAGGED, "continuous")
-    rows_of = [
+    rows: list[dict[str, object]] = [
         {
             "synced": arm,
             "AUC": float(over_seeds(arm, "auc").mean()),
-            "deviation": float(over_seeds(arm, "auc").std()),
+            "deviation": deviation(arm, "auc"),
             "log loss": float(over_seeds(arm, "logloss").mean()),
             "calibration": float(over_seeds(arm, "calibration").mean()),
             "by seed": "  ".join(f"{auc:.4f}" for auc in over_seeds(arm, "auc")),
@@ -148,15 +116,58 @@ def main(argv: list[str] | None = None) -> int:
     ]
     fields: dict[str, Any] = {f"auc_{arm}": round(float(over_seeds(arm, "auc").mean()), 6) for arm in arms}
     fields["logloss_continuous"] = round(float(over_seeds("continuous", "logloss").mean()), 6)
-    fields |= {f"auc_{arm}_deviation": round(float(over_seeds(arm, "auc").std()), 6) for arm in arms}
-    fields["logloss_continuous_deviation"] = round(float(over_seeds("continuous", "logloss").std()), 6)
+    fields |= {f"auc_{arm}_deviation": round(deviation(arm, "auc"), 6) for arm in arms}
+    fields["logloss_continuous_deviation"] = round(deviation("continuous", "logloss"), 6)
     fields["ordered_in_every_seed"] = all(
-        over_seeds(a, "auc")[n] < over_seeds(b, "auc")[n] for a, b in itertools.pairwise(arms) for n in seeds
+        bool((over_seeds(staler, "auc") < over_seeds(fresher, "auc")).all()) for staler, fresher in itertools.pairwise(arms)
     )
-    fields["attribution_window_s"] = config.heads[0].window_s
-    fields["auc_scored_at_emission"] = round(float(np.mean([figures["auc_scored_at_emission"] for figures in runs])), 6)
-    fields |= {"impressions_scored": int(runs[0]["arms"]["continuous"]["count"]), "seeds": args.seeds, "step": args.step}
-    finish(rows_of, fields)
+    at_emission = np.array([figures["auc_scored_at_emission"] for figures in runs], np.float64)
+    fields["auc_scored_at_emission"] = round(float(at_emission.mean()), 6)
+    fields["impressions_scored"] = int(runs[0]["arms"]["continuous"]["count"])
+    return rows, fields
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table and the JSON line; 0 then."""
+    parser = CommandParser(
+        prog="python -m bench.kuairand", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    default = Path(os.environ.get("KUAIRAND_DIR") or "../shared/data/kuairand_pure")
+    add("--path", type=Path, default=default, help="KuaiRand-Pure as unpacked (default: $KUAIRAND_DIR, or %(default)s)")
+    add("--config", type=Path, default=SHIPPED, help="feature configuration (default: schemas/kuairand.toml)")
+    add("--seeds", type=flags.count, default=3, help="runs, of initial values 0, 1, ... (default: %(default)s)")
+    add("--days", type=flags.count, default=14, help="days of the log, its last ones (default: %(default)s)")
+    add("--warm_days", type=flags.positive, default=4.0, help="of them, learned before any is evaluated (default: %(default)s)")
+    add("--step", type=flags.count, default=128, help="examples a step of the model (default: %(default)s)")
+    add("--dump", type=Path, metavar="DIR", help="write every prediction of the first seed to DIR/predictions.parquet")
+    add("--rows", type=flags.count, help="stop after this many impressions (for a quick look)")
+    args = parser.parse_args(argv)
+
+    shipped = load_config(args.config)
+    config = replace(shipped, heads=tuple(head for head in shipped.heads if head.name == HEAD))
+    if not config.heads:
+        raise UserError(f"{args.config}: no head {HEAD!r} in it: give a --config that has one")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(signals_interrupt())
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freshet-kuairand-")))
+        config.dump(work / "config.toml")
+        path = newest_days(args.path, args.days, work / "data")
+        rows = ("--rows", args.rows) if args.rows else ()
+        run(
+            "pipelines.replay",
+            *("--dataset", "kuairand", "--path", path, "--out", work / "logs", "--config", work / "config.toml", *rows),
+        )
+        runs = [train(work, seed, args.warm_days, args.step) for seed in track(range(args.seeds), "seeds")]
+        if args.dump:
+            args.dump.mkdir(parents=True, exist_ok=True)
+            pq.write_table(predictions(work, 0, config), args.dump / "predictions.parquet")
+
+    if not runs[0]["arms"]["continuous"]["count"]:
+        raise UserError(f"no impression lies behind the first {args.warm_days:g} days: give more --rows, or fewer --warm_days")
+    table, fields = measured(runs)
+    fields |= {"attribution_window_s": config.heads[0].window_s, "seeds": args.seeds, "step": args.step}
+    finish(table, fields)
     return 0
 
 

@@ -11,11 +11,11 @@ from rich.table import Table
 from schemas.process import UserError
 
 
-def finish(rows: Sequence[Mapping[str, object]], fields: Mapping[str, float | int | str]) -> None:
+def finish(rows: Sequence[Mapping[str, object]], fields: Mapping[str, object]) -> None:
     """Print `rows` as a table (columns are the first row's keys), then `fields` as one line of JSON.
 
     Raises:
-        UserError: a field is not a finite number: there was too little to measure.
+        UserError: a field is None or not finite: there was too little to measure.
     """
     table = Table()
     for name in rows[0] if rows else ():
@@ -24,13 +24,19 @@ def finish(rows: Sequence[Mapping[str, object]], fields: Mapping[str, float | in
         table.add_row(*(_cell(value) for value in row.values()))
     # Into a file or a pipe, where rich would fall back to 80 columns, rows stay on one line.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    missing = [name for name, value in fields.items() if isinstance(value, float) and not math.isfinite(value)]
+    missing = [name for name, value in fields.items() if _unmeasured(value)]
     if missing:
         raise UserError(f"nothing was measured for {', '.join(missing)}: give the benchmark more to work on")
     print(json.dumps(fields))
 
 
+def _unmeasured(value: object) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
 def _cell(value: object) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -4,64 +4,68 @@
 
 A simulated stream is written as Avro logs; then `pipelines.train` reads, merges, joins, scores and learns it, writes its
 snapshots and exports the model, in one process of its own, as anyone would run it. The rate counts from the first record
-to the last step; the seconds of the whole process, start of Python and compilation included, stand beside it. Memory
-is sampled while it runs: once the ids have been seen it must not grow with the length of the stream.
+to the last step; the seconds of the whole process, start of Python and compilation included, stand beside it. The peak
+of its memory is the kernel's own figure. It is sampled as well, quarter by quarter of the run: once the ids have been
+seen it must not grow with the length of the stream, which `rss_growth_mb`, from the third quarter to the last, tells.
 """
 
 import argparse
 import contextlib
 import json
-import subprocess
-import sys
 import tempfile
-import time
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
+from rich.console import Console
 
 from bench.output import finish
+from bench.processes import Child, Usage, run, signals_interrupt
 from schemas.process import CommandParser, UserError, run_main
 from serving import flags
 
 _SAMPLE_S = 0.25
+_QUARTERS = 4
 _MB = 1 << 20
 
 
-def replay(logs: Path, requests: int, days: float, seed: int) -> None:
-    """Write the stream's logs.
-
-    Raises:
-        UserError: it failed; its own message is on stderr by then.
-    """
-    command = [sys.executable, "-m", "pipelines.replay", "--dataset", "simulator", "--out", str(logs)]
-    command += ["--requests", str(requests), "--days", str(days), "--seed", str(seed)]
-    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
-        raise UserError("pipelines.replay failed: its reason is above")
-
-
-def train(work: Path, step: int) -> tuple[float, np.ndarray]:
-    """Run the training job over `work`/logs: seconds of the whole process, and its memory in bytes every quarter second.
-
-    Raises:
-        UserError: it failed; its own message is on stderr by then.
-    """
-    command = [sys.executable, "-m", "pipelines.train", "--step", str(step)]
-    for option, name in (("logs", "logs"), ("state_dir", "state"), ("model_dir", "models"), ("metrics_json", "metrics.json")):
-        command += [f"--{option}", str(work / name)]
-    started = time.perf_counter()
-    process = subprocess.Popen(command)
-    watched = psutil.Process(process.pid)
+@contextlib.contextmanager
+def sampled(pid: int) -> Iterator[list[int]]:
+    """Resident memory of a process in bytes, every quarter second of the block or until it has ended."""
     samples: list[int] = []
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        while True:
-            samples.append(watched.memory_info().rss)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_SAMPLE_S)
-                break
-    if process.wait():
-        raise UserError("pipelines.train failed: its reason is above")
-    return time.perf_counter() - started, np.array(samples)
+    over = threading.Event()
+
+    def sample() -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended: a zombie is one, too
+            watched = psutil.Process(pid)
+            while not over.is_set() and (resident := watched.memory_info().rss):
+                samples.append(resident)
+                over.wait(_SAMPLE_S)
+
+    thread = threading.Thread(target=sample, name="memory")
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
+
+
+def train(work: Path, step: int) -> tuple[Usage, list[float]]:
+    """Run the training job over `work`/logs: what it took, and the most memory in each quarter of it, in MB.
+
+    Raises:
+        UserError: it failed, or was over before it could be watched.
+    """
+    names = (("logs", "logs"), ("state_dir", "state"), ("model_dir", "models"), ("metrics_json", "metrics.json"))
+    folders = (part for option, name in names for part in (f"--{option}", work / name))
+    with Child("pipelines.train", "--step", step, *folders) as child, sampled(child.pid) as samples:
+        usage = child.finish()
+    if len(samples) < _QUARTERS:
+        raise UserError(f"memory was seen {len(samples)} times only: give more --requests")
+    return usage, [int(part.max()) / _MB for part in np.array_split(samples, _QUARTERS)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,25 +75,30 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--requests", type=flags.count, default=400_000, help="requests of the stream (default: %(default)s)")
-    add("--days", type=float, default=1.0, help="simulated days that they take (default: %(default)s)")
+    add("--days", type=flags.positive, default=1.0, help="simulated days that they take (default: %(default)s)")
     add("--step", type=flags.count, default=4096, help="examples a step of the model (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the simulated world (default: %(default)s)")
     args = parser.parse_args(argv)
 
-    with tempfile.TemporaryDirectory(prefix="freshet-pipeline-") as folder:
-        work = Path(folder)
-        replay(work / "logs", args.requests, args.days, args.seed)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(signals_interrupt())
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freshet-pipeline-")))
+        console = Console(stderr=True)
+        with console.status("writing the logs"):
+            world = ("--dataset", "simulator", "--requests", args.requests, "--days", args.days, "--seed", args.seed)
+            run("pipelines.replay", "--out", work / "logs", *world)
         logs_bytes = sum(path.stat().st_size for path in (work / "logs").rglob("*.avro"))
-        seconds, memory = train(work, args.step)
+        with console.status("training"):
+            usage, quarters = train(work, args.step)
         figures = json.loads((work / "metrics.json").read_text())
-    # The peak of each quarter of the run: the first has imports and compilation, the last two must be level.
-    quarters = [int(part.max()) / _MB for part in np.array_split(memory, 4)]
+    peak, growth = usage.peak_rss / _MB, quarters[-1] - quarters[-2]
     fields = {
         "examples_per_s": round(figures["examples_per_s"]),
-        "peak_rss_mb": round(float(memory.max()) / _MB),
-        "rss_mb_by_quarter": [round(peak) for peak in quarters],
+        "peak_rss_mb": round(peak),
+        "rss_growth_mb": round(growth),
+        "rss_mb_by_quarter": [round(quarter) for quarter in quarters],
         "examples": figures["examples"],
-        "seconds_of_process": round(seconds, 1),
+        "seconds_of_process": round(usage.seconds, 1),
         "log_mb": round(logs_bytes / _MB, 1),
         "table_rows": figures["table_rows"],
         "auc": figures["auc"],
@@ -98,9 +107,10 @@ def main(argv: list[str] | None = None) -> int:
     row = {
         "examples": figures["examples"],
         "examples/s": figures["examples_per_s"],
-        "process s": seconds,
-        "peak MB": float(memory.max()) / _MB,
-        "MB by quarter": "  ".join(f"{peak:,.0f}" for peak in quarters),
+        "process s": usage.seconds,
+        "peak MB": peak,
+        "MB by quarter": "  ".join(f"{quarter:,.0f}" for quarter in quarters),
+        "growth MB": growth,
         "AUC": figures["auc"],
     }
     finish([row], fields)

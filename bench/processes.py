@@ -3,9 +3,11 @@
 import contextlib
 import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,25 +21,45 @@ from schemas.process import UserError
 _STOP_S = 60.0
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a process took: seconds by the wall clock, and the most memory it had at a time, in bytes."""
+
+    seconds: float
+    peak_rss: int
+
+
 class Child:
     """`python -m MODULE ARGUMENTS` in a session of its own, so that Ctrl-C reaches it through us alone; its output goes
-    to the file `log`.
+    to the file `log`, or to one that is kept only if the process fails without a line that says why.
 
     Leaving the `with` block ends it with SIGTERM, and with SIGKILL if that takes more than a minute.
     """
 
-    def __init__(self, module: str, *arguments: object, log: Path) -> None:
-        self.module, self.log = module, log
+    def __init__(self, module: str, *arguments: object, log: Path | None = None) -> None:
+        self.module = module
+        self._passing = log is None
+        if log is None:
+            number, name = tempfile.mkstemp(prefix=f"freshet-{module}-", suffix=".log")
+            os.close(number)
+            log = Path(name)
+        self.log = log
         command = [sys.executable, "-m", module, *map(str, arguments)]
+        self._started = time.monotonic()
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def check(self) -> None:
-        """Raises UserError, which names the log file, if the process has ended."""
-        if (status := self._process.poll()) is not None:
-            raise UserError(f"{self.module} ended with status {status}{self._reason()}: see {self.log}")
+        """Raises UserError, which tells the reason or names the log file, if the process has ended."""
+        if self._process.poll() is not None:
+            raise self._failure()
 
     def stop(self) -> None:
         """Ask it to end, and wait.
@@ -46,13 +68,27 @@ class Child:
             UserError: it did not end with status 0.
         """
         if self._end():
-            raise UserError(f"{self.module} ended with status {self._process.returncode}{self._reason()}: see {self.log}")
+            raise self._failure()
+
+    def finish(self) -> Usage:
+        """Wait until it has done its work.
+
+        Raises:
+            UserError: it did not end with status 0.
+        """
+        _, status, usage = os.wait4(self.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)  # nobody else can ask for it any more
+        if self._process.returncode:
+            raise self._failure()
+        return Usage(time.monotonic() - self._started, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._end()
+        if self._passing:
+            self.log.unlink(missing_ok=True)
 
     def _end(self) -> int:
         if self._process.poll() is None:
@@ -63,9 +99,24 @@ class Child:
                 self._process.kill()
         return self._process.wait()
 
-    def _reason(self) -> str:
-        errors = [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
-        return f" ({errors[-1].removeprefix('error: ')})" if errors else ""
+    def _failure(self) -> UserError:
+        lines = self.log.read_text(errors="replace").splitlines()
+        reason = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), None)
+        if self._passing and reason:
+            return UserError(f"{self.module}: {reason}")
+        self._passing = False
+        said = f" ({reason})" if reason else ""
+        return UserError(f"{self.module} ended with status {self._process.returncode}{said}: see {self.log}")
+
+
+def run(module: str, *arguments: object) -> Usage:
+    """Run one of Freshet's commands to its end.
+
+    Raises:
+        UserError: it failed.
+    """
+    with Child(module, *arguments) as child:
+        return child.finish()
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ model's own catalogue is ranked.
 
 import argparse
 import contextlib
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,9 +19,18 @@ from pathlib import Path
 import numpy as np
 
 from bench.output import finish
+from bench.processes import Child, signals_interrupt, wait_for_line
 from schemas.process import CommandParser, UserError, run_main
+from schemas.quiet import quiet_imports
 from serving import flags
-from serving.client import RankClient
+
+with quiet_imports():
+    from model.catalogue import Entries
+    from model.dense import DenseLayout
+    from model.export import ExportState, write_version
+    from model.feature_ids import pack_ids
+    from schemas.config import FeatureConfig, Head, ModelConfig, Side, Slot
+    from serving.client import RankClient
 
 USER_SLOTS, ITEM_SLOTS = 10, 20
 K = 10
@@ -40,11 +47,6 @@ class Workload:
 
 def export_model(model_dir: Path, keys: int, seed: int = 0) -> np.ndarray:
     """Write a version of `keys` rows, as many in each slot; their ids, int64[slots, keys / slots]."""
-    from model.catalogue import Entries
-    from model.dense import DenseLayout
-    from model.export import ExportState, write_version
-    from model.feature_ids import pack_ids
-    from schemas.config import FeatureConfig, Head, ModelConfig, Side, Slot
 
     def slot(number: int) -> Slot:
         side: Side = "user" if number <= USER_SLOTS else "item"
@@ -98,18 +100,14 @@ def catalogue_workload(client: RankClient, candidates: int) -> Workload:
 @contextlib.contextmanager
 def served(model_dir: Path) -> Iterator[RankClient]:
     """A client of a server process over `model_dir`, ready to answer."""
-    command = [sys.executable, "-m", "serving.server", "--model_dir", str(model_dir), "--port", "0"]
-    process = subprocess.Popen([*command, "--log_level", "warning"], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip().rsplit(" ", 1)[-1]
-        if not address:
-            raise UserError(f"the model server did not start over {model_dir}: its reason is above")
-        with RankClient(address, timeout_s=30) as client:
+    with tempfile.TemporaryDirectory(prefix="freshet-rank-") as folder:
+        port = Path(folder) / "port"
+        command = ("--model_dir", model_dir, "--port", 0, "--port_file", port, "--log_level", "warning")
+        with (
+            Child("serving.server", *command) as server,
+            RankClient(f"127.0.0.1:{wait_for_line(port, server)}", timeout_s=30) as client,
+        ):
             yield client
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def measure(client: RankClient, load: Workload, requests: int, clients: int) -> tuple[np.ndarray, float]:
@@ -143,6 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(signals_interrupt())
         model_dir = args.model_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ids = None if args.model_dir else export_model(model_dir, args.keys)
         client = stack.enter_context(served(model_dir))

@@ -26,14 +26,25 @@ def lead(metrics: Metrics, story: Story | None) -> str:
     """What was run."""
     evaluated = int(metrics["arms"]["continuous"]["count"])
     name = f"{escape(story.wording.title[0].upper() + story.wording.title[1:])}, learned from as it streamed: " if story else ""
-    span = ""
-    if metrics["growth"]:
-        days = (metrics["newest_learned_ms"] - metrics["growth"][0]["event_ms"]) / _DAY_MS
-        span = f" over {days:.0f} days" if days >= 2 else f" over {24 * days:.0f} hours"
+    models = "Every model scored each one" if len(arms_of(metrics)) > 1 else "Each one was scored"
+    if not evaluated:
+        part = "Nothing of it is evaluated yet."
+    elif metrics["evaluated_from_ms"] > metrics["first_event_ms"]:
+        part = f"The first part is a warm start; the {evaluated:,} since are evaluated."
+    else:
+        part = f"{evaluated:,} are evaluated, from the first on."
     return (
-        f"{name}{metrics['impressions']:,} impressions{span} of event time, in their order. Every model scored each one as of "
-        f"its request; then it was learned, once. The first part is a warm start; the {evaluated:,} since are evaluated."
+        f"{name}{metrics['impressions']:,} impressions{_span(metrics)} of event time, in their order. {models} as of its "
+        f"request; then it was learned, once. {part}"
     )
+
+
+def _span(metrics: Metrics) -> str:
+    """From the first event to the newest that was learned from."""
+    days = (metrics["newest_learned_ms"] - metrics["first_event_ms"]) / _DAY_MS
+    if metrics["newest_learned_ms"] < 0:
+        return ""
+    return f" over {days:.0f} days" if days >= 2 else f" over {24 * days:.0f} hours"
 
 
 def cards(metrics: Metrics, story: Story | None) -> str:
@@ -74,11 +85,11 @@ def freshness(metrics: Metrics, story: Story | None) -> str:
             else "The run had no arms to compare with. "
         )
         + (
-            f"Thin lines are windows of {windows[0]['examples']:,} impressions, thick ones means of three; "
-            "dotted lines are the daily copy’s updates."  # noqa: RUF001
-            if windows
+            f"Thin lines are windows of {windows[0]['examples']:,} impressions, thick ones means of three. "
+            if len(windows) > 1
             else ""
         )
+        + ("Dotted lines are the daily copy’s updates." if figures.daily_syncs(metrics) else "")  # noqa: RUF001
     )
     chart = figures.auc_over_time(metrics, _live(story))
     return f"""<section>
@@ -104,10 +115,11 @@ def visit(story: Story) -> str:
     return f"""<section>
 <h2>A guest, and {told.likes} likes</h2>
 <p>At {when} of the stream’s time someone comes whom nobody has met. The model server ranks {told.before.candidates:,}
-{many} for the guest over gRPC, by the probability of a {escape(story.head.replace("_", " "))}. The commonest {wording.tag} that
-this top {top} does without, or nearly, is <b>{tag}</b> ({told.tagged:,} {many} have it): the guest likes {told.likes} of
-those, {_at_once(told)} on each page of {top}, drawn by lot, and skips the rest of the page, which the model would have put
-first, while everyone else goes on. The model has learned from the last like
+{many} for the guest over gRPC, in {told.before.latency_ms:.0f} ms, by the probability of a
+{escape(story.head.replace("_", " "))}. The commonest {wording.tag} that this top {top} does without, or nearly, is <b>{tag}</b>
+({told.tagged:,} {many} have it): the guest likes {told.likes} of those, {_at_once(told)} on each page of {top}, drawn by lot,
+and skips the rest of the page, which the model would have put first, while everyone else goes on. The model has learned
+from the last like
 {told.learned_s:.1f} s after it; after <b>{told.seconds:.1f} s</b> a version that holds it has been written, loaded and asked.
 Liked {many} are not offered again.</p>
 <div class="pair">
@@ -154,10 +166,10 @@ def machine(metrics: Metrics, story: Story | None) -> str:
     nothing = "Too short a run for a curve."
     return f"""<section>
 <h2>Rows and seconds</h2>
-<p>Every id has a row of its own in a cuckoo-hashed table: none shares one with another. Rows are made once an id has been seen
-often enough, and leave when it has not been seen for long; so the table follows what is alive.{live} Throughput is examples
-learned in the training process on Beam’s local runner: reading, joining, scoring, learning, snapshots and model
-versions included{copies}.</p>
+<p>Once it has been seen often enough, an id has a row of its own in a cuckoo-hashed table, which it shares with no other;
+until then it reads a default row. A row leaves when its id has not been seen for long; so the table follows what is
+alive.{live} Throughput is examples learned in the training process on Beam’s local runner: reading, joining, scoring, learning,
+snapshots and model versions included{copies}.</p>
 <div class="pair">
 {_figure(figures.table_growth(metrics, _live(story)), "Rows of the table, by event time", nothing)}
 {_figure(figures.throughput(metrics, _live(story)), "Examples learned a second", nothing)}
@@ -167,11 +179,12 @@ versions included{copies}.</p>
 
 def footer(metrics: Metrics) -> str:
     """What was counted, and how far it goes."""
+    paired = "The arms are paired, so their differences are firmer than their levels. " if len(arms_of(metrics)) > 1 else ""
     return (
         f"<p>{metrics['examples']:,} examples learned in {metrics['model_version']:,} steps, {metrics['actions']:,} actions "
         f"joined; {metrics['duplicates']:,} duplicates, {metrics['late']:,} late and {metrics['unmatched']:,} unmatched "
         f"actions, {metrics['dead_letters']:,} dead letters, {metrics['bad_steps']:,} steps that were not well.</p>"
-        "<p>One run, one seed. The arms are paired, so their differences are firmer than their levels. "
+        f"<p>One run, one seed. {paired}"
         f"Written {datetime.now(UTC).strftime('%d %B %Y, %H:%M UTC')} by <code>python -m bench.report</code>.</p>"
     )
 

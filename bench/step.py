@@ -3,9 +3,13 @@
     python -m bench.step
 
 26 fields of one id each, drawn from 1 M ids with Zipf exponent 1.2; dim 16, an MLP of 256-128, one head; embeddings by
-Adagrad on both sides. Keras has one Embedding for the weights and one for the vectors of all fields, is compiled with
-and without XLA, and the better of the two counts. Each contender runs in a process of its own, with the threads it
-chooses itself; their rounds alternate, so that a noisy machine disturbs them alike; medians of the rounds are reported.
+Adagrad on both sides. Every id has its row before anything is measured, so both hold 1 M of them. Freshet's dense part
+learns by Adam; a Keras model has one optimizer, which is Adagrad for all of it: less work than Adam, to Keras' advantage.
+
+Keras has one Embedding for the weights and one for the vectors of all fields. It runs as fast as it can: its own train
+function on batches that tf.data has ready as tensors, without `fit`'s callbacks; compiled with XLA and without, of which
+the better counts. Each contender runs in a process of its own, with the threads it chooses itself; their rounds alternate,
+so that a noisy machine disturbs them alike; medians of the rounds are reported.
 """
 
 import argparse
@@ -17,22 +21,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Self
 
 import numpy as np
 from rich.progress import track
 
 from bench.output import finish
-from model.feature_ids import pack_ids
+from bench.processes import signals_interrupt
 from schemas.config import FeatureConfig, Head, ModelConfig, Slot
 from schemas.process import CommandParser, UserError, run_main
+from schemas.quiet import quiet_imports
 from serving import flags
 
-FIELDS, ROWS, ZIPF = 26, 1_000_000, 1.2
-PER_FIELD = ROWS // FIELDS
+FIELDS, ZIPF = 26, 1.2
 DIM, HIDDEN = 16, (256, 128)
-BATCHES = 32
+SMALL = 128
+EXAMPLES = 32 * 4096  # drawn, and learned again and again: as many at each size of a step
 LEARNING_RATE, ACCUMULATOR, EPSILON = 0.05, 0.1, 1e-7
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a contender is to do: `batch` examples a step, ids of 0 to `per_field` - 1 in each field."""
+
+    batch: int
+    per_field: int
+
+    @property
+    def rows(self) -> int:
+        """Ids of all fields."""
+        return FIELDS * self.per_field
 
 
 @dataclass(frozen=True)
@@ -43,48 +62,63 @@ class Batch:
     labels: np.ndarray
 
 
-def draw(size: int, seed: int) -> list[Batch]:
-    """`BATCHES` batches; an id of rank r is drawn in proportion to (r + 1) ** -ZIPF."""
+@dataclass(frozen=True)
+class Runner:
+    """A model: a function that learns from the next batch, and the rows of its embeddings."""
+
+    step: Callable[[], object]
+    rows: int
+
+
+def draw(task: Task, seed: int) -> list[Batch]:
+    """`EXAMPLES` examples in batches; an id of rank r is drawn in proportion to (r + 1) ** -ZIPF."""
     rng = np.random.default_rng(seed)
-    weights = np.arange(1, PER_FIELD + 1) ** -ZIPF
+    weights = np.arange(1, task.per_field + 1) ** -ZIPF
     cumulative = np.cumsum(weights / weights.sum())
+    n = task.batch
     return [
-        Batch(np.searchsorted(cumulative, rng.random((size, FIELDS))), (rng.random((size, 1)) < 0.3).astype(np.float32))
-        for _ in range(BATCHES)
+        Batch(np.searchsorted(cumulative, rng.random((n, FIELDS))), (rng.random((n, 1)) < 0.3).astype(np.float32))
+        for _ in range(max(1, EXAMPLES // n))
     ]
 
 
-def freshet_step(batches: list[Batch]) -> Callable[[], object]:
-    """A function that learns from the next batch."""
+def freshet(task: Task, batches: list[Batch]) -> Runner:
+    """Freshet's trainer, whose table has a row for every id."""
+    from model.feature_ids import pack_ids
     from model.trainer import ExampleBatch, Trainer
 
     slots = tuple(
         Slot(name=f"f{n}", slot=n, source=f"f{n}", side="user" if n <= FIELDS // 2 else "item", kind="id", type="int")
         for n in range(1, FIELDS + 1)
     )
-    model = ModelConfig(dim=DIM, hidden=HIDDEN)
-    config = FeatureConfig("bench", slots, (Head("click", "click", 60),), model)
-    trainer = Trainer(config, capacity=ROWS)
-    trainer.warm_up((len(batches[0].ranks),))
-    n = len(batches[0].ranks)
+    config = FeatureConfig("bench", slots, (Head("click", "click", 60),), ModelConfig(dim=DIM, hidden=HIDDEN))
+    trainer = Trainer(config, capacity=task.rows)
+    trainer.warm_up((task.batch,))
+    every = np.concatenate([pack_ids(slot.slot, np.arange(task.per_field)) for slot in slots])
+    trainer.table.tick()
+    trainer.table.admit(every, np.ones(every.size, np.int32), 0)
+    trainer.trim(trainer.version)
+    n = task.batch
     ones, first, times = np.ones((n, 1), np.float32), np.ones(n, np.bool_), np.zeros(n, np.int64)
-    numbers = np.arange(1, FIELDS + 1)
-    prepared = [
-        ExampleBatch(np.stack([pack_ids(s, b.ranks[:, s - 1]) for s in numbers.tolist()], 1), b.labels, ones, first, times)
-        for b in batches
-    ]
-    turn = cycle(prepared)
-    return lambda: trainer.learn(next(turn))
+    numbers = range(1, FIELDS + 1)
+    prepared = cycle(
+        [
+            ExampleBatch(np.stack([pack_ids(s, b.ranks[:, s - 1]) for s in numbers], 1), b.labels, ones, first, times)
+            for b in batches
+        ]
+    )
+    return Runner(lambda: trainer.learn(next(prepared)), len(trainer.table))
 
 
-def keras_step(batches: list[Batch], jit: bool) -> Callable[[], object]:
-    """A function that trains on the next batch."""
+def keras_model(task: Task, batches: list[Batch], jit: bool) -> Runner:
+    """The same in Keras."""
     import keras
+    import tensorflow as tf
 
     keras.utils.set_random_seed(0)
     ids = keras.Input((FIELDS,), dtype="int32")
-    v = keras.layers.Embedding(ROWS, DIM)(ids)
-    first_order = keras.ops.sum(keras.layers.Embedding(ROWS, 1)(ids), axis=1)
+    v = keras.layers.Embedding(task.rows, DIM)(ids)
+    first_order = keras.ops.sum(keras.layers.Embedding(task.rows, 1)(ids), axis=1)
     squares = keras.ops.square(keras.ops.sum(v, axis=1)) - keras.ops.sum(keras.ops.square(v), axis=1)
     fm = 0.5 * keras.ops.sum(squares, axis=1, keepdims=True)
     deep = keras.layers.Flatten()(v)
@@ -94,9 +128,12 @@ def keras_step(batches: list[Batch], jit: bool) -> Callable[[], object]:
     model = keras.Model(ids, logit)
     optimizer = keras.optimizers.Adagrad(LEARNING_RATE, ACCUMULATOR, EPSILON)
     model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=jit)
-    offsets = np.arange(FIELDS) * PER_FIELD
-    turn = cycle([((b.ranks + offsets).astype(np.int32), b.labels) for b in batches])
-    return lambda: model.train_on_batch(*next(turn))
+    ranks = np.stack([b.ranks for b in batches]) + np.arange(FIELDS) * task.per_field
+    data = tf.data.Dataset.from_tensor_slices((ranks.astype(np.int32), np.stack([b.labels for b in batches])))
+    iterator = iter(data.cache().repeat().prefetch(tf.data.AUTOTUNE))
+    model.optimizer.build(model.trainable_variables)
+    model.make_train_function()
+    return Runner(lambda: model.train_function(iterator), task.rows)
 
 
 def rate(step: Callable[[], object], size: int, steps: int) -> float:
@@ -107,37 +144,45 @@ def rate(step: Callable[[], object], size: int, steps: int) -> float:
     return size * steps / (time.perf_counter() - started)
 
 
-def contend(name: str, size: int, seconds: float, pipe: Connection) -> None:
-    """A contender's process: compiles, says so, then measures a round of about `seconds` whenever it is asked."""
-    batches = draw(size, seed=size)
-    step = freshet_step(batches) if name == "freshet" else keras_step(batches, jit="jit" in name)
-    rate(step, size, BATCHES if name == "freshet" else 3)  # compilation, and every row exists
-    steps = max(3, round(seconds * rate(step, size, 3) / size))
-    pipe.send(0.0)
+def contend(name: str, task: Task, seconds: float, pipe: Connection) -> None:
+    """A contender's process: compiles, tells its rows, then measures a round of about `seconds` whenever it is asked."""
+    with quiet_imports():
+        import tensorflow  # noqa: F401
+    batches = draw(task, seed=task.batch)
+    runner = freshet(task, batches) if name == "freshet" else keras_model(task, batches, jit="jit" in name)
+    rate(runner.step, task.batch, 3)  # compilation
+    steps = max(3, round(seconds * rate(runner.step, task.batch, 3) / task.batch))
+    pipe.send(runner.rows)
     while pipe.recv():
-        pipe.send(rate(step, size, steps))
+        pipe.send(rate(runner.step, task.batch, steps))
 
 
 class Contender:
     """A contender as the bench sees it; its process lives as long as the `with` block."""
 
-    def __init__(self, name: str, size: int, seconds: float) -> None:
-        self.name, self.size = name, size
+    def __init__(self, name: str, task: Task, seconds: float) -> None:
+        self.name, self.task = name, task
         self.rates: list[float] = []
         spawn = multiprocessing.get_context("spawn")
         self._pipe, self._theirs = spawn.Pipe()
-        self._process = spawn.Process(target=contend, args=(name, size, seconds, self._theirs))
+        # A daemon: should this process be interrupted, it is ended with it.
+        self._process = spawn.Process(target=contend, args=(name, task, seconds, self._theirs), daemon=True)
 
     def __enter__(self) -> Self:
         self._process.start()
         self._theirs.close()
-        self._answer()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._process.is_alive():
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._process.terminate()
+        elif self._process.is_alive():
             self._pipe.send(False)
         self._process.join()
+
+    def rows(self) -> int:
+        """Of its embeddings, once it is ready to be measured; to be asked first, and once."""
+        return int(self._answer())
 
     @property
     def median(self) -> float:
@@ -162,37 +207,45 @@ def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m bench.step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--rounds", type=flags.count, default=9, help="rounds, of which the median counts (default: %(default)s)"
-    )
-    parser.add_argument("--seconds", type=float, default=1.0, help="a contender's time in a round (default: %(default)s)")
+    add = parser.add_argument
+    add("--rounds", type=flags.count, default=9, help="rounds, of which the median counts (default: %(default)s)")
+    add("--seconds", type=flags.positive, default=1.0, help="a contender's time in a round (default: %(default)s)")
+    add("--batch", type=flags.count, default=4096, help="examples of a large step (default: %(default)s)")
+    add("--rows", type=flags.count, default=1_000_000, help="ids, of all fields together (default: %(default)s)")
     args = parser.parse_args(argv)
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    asked = (("freshet", 4096), ("freshet", 128), ("keras", 4096), ("keras, jit_compile", 4096))
+    per_field = -(-args.rows // FIELDS)
+    large, small = Task(args.batch, per_field), Task(SMALL, per_field)
+    asked = (("freshet", large), ("freshet", small), ("keras", large), ("keras, jit_compile", large))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(signals_interrupt())
         contenders = [stack.enter_context(Contender(*each, args.seconds)) for each in asked]
+        held = [contender.rows() for contender in track(contenders, "ready")]
         for _ in track(range(args.rounds), "rounds"):
             for contender in contenders:
                 contender.round()
-    large, small, *rivals = contenders
+    fresh, fresh_small, *rivals = contenders
     best = max(rival.median for rival in rivals)
     rows = [
         {
             "step": each.name,
-            "batch": each.size,
+            "batch": each.task.batch,
+            "rows": rows_held,
             "examples/s": each.median,
             "lowest": min(each.rates),
             "highest": max(each.rates),
             "to keras": each.median / best,
         }
-        for each in contenders
+        for each, rows_held in zip(contenders, held, strict=True)
     ]
     fields = {
-        "examples_per_s": round(large.median),
-        "examples_per_s_at_128": round(small.median),
+        "examples_per_s": round(fresh.median),
+        f"examples_per_s_at_{SMALL}": round(fresh_small.median),
         "keras_examples_per_s": round(best),
-        "ratio_to_keras": round(large.median / best, 2),
+        "ratio_to_keras": round(fresh.median / best, 2),
+        "table_rows": held[0],
+        "batch": args.batch,
     }
     finish(rows, fields)
     return 0

@@ -164,7 +164,8 @@ class Join:
         kinds = (Kind.ACTION, Kind.FEATURES, Kind.ACTION)
         rows = [{"kind": kind, "key": 1, "action": 0, "time_ms": 0, "order_ms": 0} for kind in kinds]
         batch = EventBatch(0, (), {}, pa.RecordBatch.from_pylist(rows, schema=EVENTS), 0)
-        join.apply(*(batch.column(name) for name in ("kind", "key", "action", "time_ms", "order_ms")), batch.watermark_ms)
+        kind, key, action, time_ms, order_ms = (batch.column(name) for name in ("kind", "key", "action", "time_ms", "order_ms"))
+        join.apply(kind, key, action, time_ms, order_ms, batch.watermark_ms)
         join.close()
         join.release(join.next)
 

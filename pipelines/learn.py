@@ -107,6 +107,8 @@ class JoinAndLearn:
 
     def figures(self) -> dict[str, Any]:
         """Running figures for people and programs."""
+        evaluated_from_ms = self.arms.evaluated_from_ms
+        warm_start_ms = round(self.learn_config.warm_start_s * 1000)
         return self.progress.figures() | {
             "dead_letters": self.dead.count,
             **{name: value for name, value in vars(self.join.counts).items() if name != "rows"},
@@ -116,7 +118,8 @@ class JoinAndLearn:
             "table_bytes": self.trainer.table.nbytes,
             "growth": self.growth.figures(),
             "model_version": self.learned.model_version,
-            "evaluated_from_ms": self.arms.evaluated_from_ms,
+            "first_event_ms": evaluated_from_ms - warm_start_ms if evaluated_from_ms else -1,
+            "evaluated_from_ms": evaluated_from_ms,
             "newest_event_ms": self.join.clock,
             "newest_learned_ms": self.learned.event_ms,
         }
@@ -167,12 +170,13 @@ class JoinAndLearn:
         heads = len(self.config.heads)
         seq = examples.seq
         labels, mask = examples.bits("label", heads), examples.bits("mask", heads)
-        first = self.rows.first_time(seq)
-        batch = ExampleBatch(self.rows.ids[self.rows.at(seq)], labels, mask, first, self.join.times(seq))
+        first, times = self.rows.first_time(seq), self.join.times(seq)
+        batch = ExampleBatch(self.rows.ids[self.rows.at(seq)], labels, mask, first, times)
         metrics = self.trainer.learn(batch)
         self.learned = Learned(self.trainer.version, self.trainer.newest_event_ms)
         before = self.progress.examples
-        self.progress.learned(metrics, labels, mask, fresh=int(first.sum()))
+        evaluated = mask * (times >= self.arms.evaluated_from_ms)[:, np.newaxis]
+        self.progress.learned(metrics, labels, evaluated, fresh=int(first.sum()))
         self.growth.learned(before, self.progress.examples, self.learned.event_ms, self.trainer.table)
 
     def _meet(self, decisions: Decisions) -> None:

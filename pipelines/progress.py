@@ -63,7 +63,8 @@ class Progress:
         return self._windows.last_auc
 
     def learned(self, step: StepMetrics, labels: np.ndarray, mask: np.ndarray, fresh: int) -> None:
-        """Count a step; ``fresh`` of its examples are rows learned from for the first time."""
+        """Count a step; ``mask`` float32[N, H] is 1 where a learned head is evaluated, too, ``fresh`` of the examples are rows
+        learned from for the first time."""
         self.examples += fresh
         self._since_start += fresh
         for h, head in enumerate(self._heads):

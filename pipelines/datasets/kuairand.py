@@ -28,12 +28,14 @@ from schemas.process import UserError
 logger = logging.getLogger(__name__)
 
 NAME = "KuaiRand-Pure"
+_USER_FILE, _VIDEO_FILE = "user_features_pure.csv", "video_features_basic_pure.csv"
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _BEIJING_MS = 8 * _HOUR_MS  # dates in the files are local ones
 # A click is taken to be known this long after the impression; so is an action of a play shorter than that.
 _MOMENT_MS = 1_000
 _FLAGS = ("is_click", "long_view", "is_like", "is_follow", "is_comment", "is_forward")
 _ACTIONS = np.array(["click", "long_view", "like", "follow", "comment", "forward"], dtype=object)
+_IMPRESSION = ["time_ms", "user_id", "tab", "video_id"]
 _LOG = dict.fromkeys(("user_id", "video_id", "time_ms", "tab", "play_time_ms", *_FLAGS), "int64")
 _RANGES = ("follow_user_num_range", "fans_user_num_range", "friend_user_num_range", "register_days_range")
 _USER = (
@@ -58,16 +60,41 @@ def read_kuairand(path: Path, rows: int | None = None) -> Stream:
     Raises:
         UserError: the folder, a file or a column is missing, or a file is damaged.
     """
+    folder = _folder(path)
+    log = _read_log(_log_files(folder)).iloc[:rows]
+    users = _Users(need_table(folder, _USER_FILE, NAME), log["user_id"])
+    videos = _Videos(need_table(folder, _VIDEO_FILE, NAME), log["video_id"])
+    return Stream(len(log), _batches(log, users, videos))
+
+
+def newest_days(path: Path, days: int, into: Path) -> Path:
+    """A folder of the same layout that holds only the last `days` days of the log: `path` itself if it has no more, or
+    else `into`, which is made.
+
+    Raises:
+        UserError: as of `read_kuairand`.
+    """
+    folder = _folder(path)
+    # The files' own dates, which run up to an hour ahead: good enough to part days, not to tell the time.
+    log = pd.concat([read_table(file, _LOG | {"date": "int64"}, NAME) for file in _log_files(folder)], ignore_index=True)
+    dates = np.unique(log["date"])
+    if dates.size <= days:
+        return path
+    into.mkdir(parents=True)
+    log[log["date"] >= dates[-days]].to_csv(into / "log_standard_newest_pure.csv", index=False)
+    for table in (need_table(folder, name, NAME) for name in (_USER_FILE, _VIDEO_FILE)):
+        (into / table.name).symlink_to(table.resolve())
+    return into
+
+
+def _folder(path: Path) -> Path:
     check_folder(path, NAME)
     folder = next((f for f in (path, path / "data") if _log_files(f)), None)
     if folder is None:
         raise UserError(
             f"{path}: no log_standard_*_pure.csv(.gz) in it or its data/: give --path the folder that {NAME} unpacks to"
         )
-    log = _read_log(_log_files(folder)).iloc[:rows]
-    users = _Users(need_table(folder, "user_features_pure.csv", NAME), log["user_id"])
-    videos = _Videos(need_table(folder, "video_features_basic_pure.csv", NAME), log["video_id"])
-    return Stream(len(log), _batches(log, users, videos))
+    return folder
 
 
 def _log_files(folder: Path) -> list[Path]:
@@ -77,10 +104,10 @@ def _log_files(folder: Path) -> list[Path]:
 def _read_log(files: list[Path]) -> pd.DataFrame:
     log = pd.concat([read_table(file, _LOG, NAME) for file in files], ignore_index=True)
     log = log.sort_values(["time_ms", "user_id", "tab"], kind="stable", ignore_index=True)
-    # One impression is one row: a row that comes twice, in one file or in two that overlap, is kept once.
-    once = log.drop_duplicates(["time_ms", "user_id", "tab", "video_id"], ignore_index=True)
+    # One impression is one row. Logged twice, in one file or in two that overlap, it has what either row says was done.
+    once = log.groupby(_IMPRESSION, sort=False, as_index=False).max()
     if len(once) < len(log):
-        logger.info("dropped rows of impressions logged before", extra={"rows": len(log) - len(once)})
+        logger.info("put together rows of the same impressions", extra={"rows": len(log) - len(once)})
     return once
 
 

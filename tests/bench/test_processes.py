@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import tempfile
 
 import pytest
 
-from bench.processes import NOTHING, Child, TrainLog, alone, signals_interrupt, wait_for_line
+from bench.processes import NOTHING, Child, TrainLog, alone, run, signals_interrupt, wait_for_line
 from schemas.process import UserError
 
 
@@ -31,6 +32,27 @@ def test_a_line_is_waited_for(tmp_path):
     (tmp_path / "port").write_text("8500\n")
     with Child("http.server", "0", "--bind", "127.0.0.1", log=tmp_path / "log") as child:
         assert wait_for_line(tmp_path / "port", child) == "8500"
+
+
+def test_a_command_that_ends_well_leaves_its_usage_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    usage = run("http.server", "--help")
+    assert 0 < usage.seconds < 60
+    assert 5 << 20 < usage.peak_rss < 1 << 30  # a bare Python
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_command_that_fails_is_told_in_its_own_line_or_by_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(UserError) as told:
+        run("serving.server", "--model_dir", tmp_path / "none")
+    assert str(told.value).startswith(f"serving.server: cannot read --model_dir {tmp_path / 'none'}")
+    assert [*tmp_path.iterdir()] == []
+    with pytest.raises(UserError, match=r"http.server ended with status 2: see .*\.log") as told:
+        run("http.server", "no port")
+    (log,) = tmp_path.iterdir()
+    assert str(told.value).endswith(f"see {log}")
+    assert "invalid int value" in log.read_text()
 
 
 def line(second, examples):

@@ -5,9 +5,11 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.figure import Figure
 from stories import story
 
 from bench.charts import COLOURS
+from bench.figures import auc_over_time, calibration_over_time
 from bench.report import main, read_metrics, render
 from bench.story import Story
 from schemas.process import UserError
@@ -93,6 +95,32 @@ def test_without_arms(run_metrics):
     assert "frozen" not in page.text
     assert "no arms to compare with" in page.text
     assert "auc-figure_1" in page.ids
+
+
+def test_says_of_the_run_only_what_was(run_metrics, metrics):
+    page, _ = page_of(metrics)
+    assert "impressions over 3 days of event time" in page.text
+    assert "Every model scored each one" in page.text
+    assert "The first part is a warm start" in page.text
+    assert "Dotted lines are the daily" in page.text
+    page, _ = page_of(run_metrics(warm_start_s=0))
+    assert "impressions over 3 days of event time" in page.text
+    assert "Each one was scored as of its request" in page.text
+    assert "evaluated, from the first on" in page.text
+    for untrue in ("Every model", "warm start", "Dotted lines", "paired"):
+        assert untrue not in page.text
+    page, _ = page_of(run_metrics("frozen", warm_start_s=0))
+    assert "The arms are paired" in page.text
+    assert "Dotted lines" not in page.text
+
+
+def test_one_window_is_a_mark(metrics):
+    one = metrics | {"windows": metrics["windows"][:1]}
+    for chart in (auc_over_time(one), calibration_over_time(one)):
+        axes = Figure().subplots()
+        chart.draw(axes, False)
+        points = [line for line in axes.lines if len(line.get_xdata()) == 1 and line.get_linestyle() == "-"]
+        assert {line.get_color() for line in points if line.get_marker() == "o"} >= {COLOURS["continuous"], COLOURS["frozen"]}
 
 
 def test_before_a_window_has_closed(run_metrics):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.datasets import Events, read_kuairand
+from pipelines.datasets.kuairand import newest_days
 from schemas.process import UserError
 
 REAL = Path(os.environ.get("KUAIRAND_DIR", "../shared/data/kuairand_pure"))
@@ -20,7 +21,7 @@ LOG_HEADER = (
 EARLY, LATE = 1_650_812_741_436, 1_650_899_141_436
 FIRST_LOG = [
     f"7,5,20220425,2300,{LATE},0,1,0,0,0,0,0,400,11933,0,0,0,0,1",
-    f"7,4,20220425,2300,{EARLY},1,0,0,0,0,0,1,61802,49866,0,0,0,0,1",
+    f"7,4,20220425,2300,{EARLY},0,0,0,0,0,0,0,400,49866,0,0,0,0,1",
     f"7,4,20220425,2400,{EARLY},1,0,0,0,0,0,1,61802,49866,0,0,0,0,1",  # the same impression, logged twice
     f"7,5,20220425,2300,{EARLY},0,0,0,0,0,0,0,900,11933,0,0,0,0,1",
 ]
@@ -114,6 +115,18 @@ def test_item_columns(folder: Path):
 def test_rows_stop_in_time_order(folder: Path):
     requests = only_batch(folder, rows=3).requests
     assert requests.item_id.tolist() == ["4", "5", "9"]
+
+
+def test_the_newest_days_are_a_folder_of_their_own(folder: Path, tmp_path: Path):
+    other = [row.replace(",20220425,", ",20220424,") for row in SECOND_LOG]
+    write(folder / "data" / "log_standard_4_08_to_4_21_pure.csv", LOG_HEADER, other)
+    assert newest_days(folder, 2, tmp_path / "all") == folder
+    newest = newest_days(folder, 1, tmp_path / "newest")
+    whole, cut = only_batch(folder).requests, only_batch(newest).requests
+    assert whole.user_id.tolist() == ["7", "8", "7"]
+    assert cut.request_id.tolist() == [whole.request_id[0], whole.request_id[2]]
+    assert cut.user_columns["fans_user_num_range"].tolist() == ["[100,1k)", "[100,1k)"]
+    assert cut.item_columns["tag"].tolist() == [[20, 43], [], []]
 
 
 def test_the_data_folder_itself_is_taken(folder: Path):
