@@ -66,8 +66,8 @@ class StepMetrics:
         loss: mean over rows of the masked cross-entropy, summed over heads.
         logits: float32[N, H], before the step.
         examples: N.
-        finite: whether loss and gradients were finite; otherwise the dense parameters were left alone.
-        non_finite_rows: rows whose gradient was not finite and that kept their values.
+        finite: whether the loss was finite and all gradients below 2^60; otherwise the dense parameters were left alone.
+        non_finite_rows: rows whose gradient was not, and that kept their values.
     """
 
     loss: float
