@@ -233,6 +233,7 @@ def _rows_to_table(rows: TableRows) -> pa.Table:
             "counts": rows.counts,
             "last_seen_ms": rows.last_seen_ms,
             "versions": rows.versions,
+            "row": rows.numbers,
         }
     )
 
@@ -246,4 +247,5 @@ def _table_to_rows(table: pa.Table) -> TableRows:
         counts=table.column("counts").to_numpy(),
         last_seen_ms=table.column("last_seen_ms").to_numpy(),
         versions=table.column("versions").to_numpy(),
+        numbers=table.column("row").to_numpy(),
     )
