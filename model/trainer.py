@@ -90,7 +90,8 @@ class Trainer:
         self.config = config
         self.table = EmbeddingTable(config, capacity=capacity, seed=seed)
         self.network = DeepFM(config, seed=seed)
-        self.newest_event_ms = -1
+        self.newest_event_ms = -1  # the table's clock, too
+        self._forgets = any(slot.ttl_s is not None for slot in config.slots)
         self._predictor = Predictor(config, self.network, self.table.pool)
         heads = len(config.heads)
         self._buffers = Buffers(
@@ -155,12 +156,14 @@ class Trainer:
         rows = self.table.export(self.table.touched_since(since))
         return Delta(
             shard=shard,
+            fingerprint=self.config.fingerprint,
             epoch=epoch,
             from_version=since,
             to_version=self.version,
             newest_event_ms=self.newest_event_ms,
             keys=rows.keys,
             rows=rows.values,
+            last_seen_ms=rows.last_seen_ms if self._forgets else np.zeros(0, np.int64),
             removed=self.table.removed_since(since),
             dense=self.network.dense if self.version > since else {},
         )

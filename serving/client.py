@@ -149,6 +149,14 @@ class RankClient:
         outputs, _ = self._predict("status", {}, ("heads",))
         return tuple(name.decode() for name in outputs["heads"].ravel().tolist())
 
+    def fingerprint(self) -> int:
+        """Of the feature configuration that the model was trained with: ids made with another mean something else to it.
+
+        That of yours is `FeatureConfig.fingerprint`.
+        """
+        outputs, _ = self._predict("status", {}, ("fingerprint",))
+        return int(outputs["fingerprint"])
+
     def catalogue(self, user_id: str) -> Candidates:
         """The user's features and the candidate videos, as the model holds them."""
         outputs, version = self._predict("catalogue", {"user_id": np.array(user_id.encode(), object)})
