@@ -121,8 +121,8 @@ class Trainer:
         learned = int(np.count_nonzero((batch.mask > 0).any(axis=1)))
         gradients = self.network.step if len(slices) == 1 else self.network.gradient
 
-        def slice_of(number: int, part: slice) -> SliceResult:
-            pooled = self._buffers.take(number, part.stop - part.start)
+        def slice_of(part: slice) -> SliceResult:
+            pooled = self._buffers.take(part.stop - part.start)
             self.table.pool(rows, inverse[part], pooled["first"], pooled["v"])
             pooled["labels"][: part.stop - part.start] = batch.labels[part]
             pooled["mask"][: part.stop - part.start] = batch.mask[part]
@@ -223,7 +223,7 @@ class Trainer:
         for size in sizes:
             parts = cut(size)
             for rows in {rung(part.stop - part.start) for part in parts}:
-                self.network.warm_up(self._buffers.take(0, rows), several=len(parts) > 1)
+                self.network.warm_up(self._buffers.take(rows), several=len(parts) > 1)
 
 
 def _rows_to_table(rows: TableRows) -> pa.Table:

@@ -1,5 +1,6 @@
 """The trainer's verbs: it learns, repeats itself bit by bit, and goes on from any snapshot as if nothing had happened."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -35,11 +36,24 @@ def test_threads_change_nothing(size, monkeypatch):
         return learned(2, size=size)
 
     threaded = two_steps()
-    monkeypatch.setattr("model.trainer.run", lambda function, parts: [function(n, part) for n, part in enumerate(parts)])
+    ids = batch_of(size, 7).ids
+    predicted = threaded.predict(ids)
+    for module in ("trainer", "predictor"):
+        monkeypatch.setattr(f"model.{module}.run", lambda function, parts: [function(part) for part in parts])
     alone = two_steps()
     assert rows_by_key(threaded) == rows_by_key(alone)
     np.testing.assert_array_equal(threaded.network.state()["theta"], alone.network.state()["theta"])
-    assert threaded.predict(batch_of(size, 7).ids).shape == (size, 2)
+    assert predicted.shape == (size, 2)
+    np.testing.assert_array_equal(predicted, alone.predict(ids))
+
+
+def test_a_large_prediction_keeps_no_more_memory_than_its_threads_need(monkeypatch):
+    made, aligned = [], slices.aligned
+    monkeypatch.setattr("model.slices.aligned", lambda shape: made.append(shape) or aligned(shape))
+    trainer = learned(1)
+    made.clear()
+    assert trainer.predict(batch_of(40 * slices.PREDICTED_SLICE, 3).ids).shape == (40 * slices.PREDICTED_SLICE, 2)
+    assert 0 < len(made) <= 2 * (1 + len(os.sched_getaffinity(0)))
 
 
 def test_predicting_changes_nothing_and_does_not_depend_on_company():
