@@ -4,6 +4,7 @@
 - `avro`, `avro_blocks`: the schemas (`*.avsc`), messages, and the blocks of container files
 - `log_files`: where logs lie, writing and reading them
 - `process`: logging, user errors, and how a command ends
+- `kernel_cache`: where compiled kernels are kept
 - `golden_ids.json`: feature ids and mixed keys, for clients in other languages
 
 Imports nothing of ours, so that every room may import it.
