@@ -2,3 +2,7 @@
 
 NumPy, Numba and TensorFlow; no Beam, no I/O beyond files.
 """
+
+from schemas.kernel_cache import use_kernel_cache
+
+use_kernel_cache()

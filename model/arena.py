@@ -92,7 +92,7 @@ class TableRows:
 
     keys int64[R], values float32[R, 1 + dim] (first order weight, then the embedding), optimizer float32[R, K]
     (unused columns zero), steps int32[R] (Adam's, per row), counts int32[R], last_seen_ms int64[R], versions int64[R]
-    (of the row's last touch).
+    (of the row's last touch), numbers int32[R] (which row of its table it is).
     """
 
     keys: NDArray[np.int64]
@@ -102,6 +102,7 @@ class TableRows:
     counts: NDArray[np.int32]
     last_seen_ms: NDArray[np.int64]
     versions: NDArray[np.int64]
+    numbers: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -121,6 +122,7 @@ class TableRows:
             ("counts", self.counts, ()),
             ("last_seen_ms", self.last_seen_ms, ()),
             ("versions", self.versions, ()),
+            ("numbers", self.numbers, ()),
         )
         for name, array, shape in shapes:
             if array.shape != (len(self), *shape):
@@ -132,7 +134,7 @@ class TableRows:
 
 
 class RowArrays(NamedTuple):
-    """The arena's arrays as the kernels take them; meta int64[2] is (NEXT, FREE)."""
+    """The arena's arrays as the kernels take them; free is a heap, its lowest number first; meta int64[2] is (NEXT, FREE)."""
 
     values: NDArray[np.float32]
     optimizer: NDArray[np.float32]
@@ -146,7 +148,8 @@ class RowArrays(NamedTuple):
 class RowArena:
     """Rows of a table, structure of arrays; the key of a row lies in the table's index.
 
-    Freed rows are handed out again, last freed first, before rows never used.
+    Freed rows are handed out again, lowest first, before rows never used: which row is next follows from those in use, so
+    that a table is laid out again from its rows alone.
     """
 
     def __init__(self, row_width: int, optimizer_width: int, capacity: int) -> None:
@@ -183,17 +186,29 @@ class RowArena:
     def take(self, rows: int) -> NDArray[np.int32]:
         """`rows` rows to use, int32[rows], their contents undefined."""
         self.reserve(rows)
-        reused = min(rows, int(self._meta[FREE]))
-        self._meta[FREE] -= reused
-        again = self._free.array[self._meta[FREE] : self._meta[FREE] + reused][::-1]
-        fresh = np.arange(self.end, self.end + rows - reused, dtype=np.int32)
-        self._meta[NEXT] += fresh.size
-        return np.concatenate([again, fresh])
+        taken = np.empty(rows, np.int32)
+        take_rows(self._free.array, self._meta, taken)
+        return taken
 
     def put_back(self, rows: NDArray[np.int32]) -> None:
-        """Puts rows int32[N], all in use, on the free list."""
-        self._free.array[self._meta[FREE] : self._meta[FREE] + rows.size] = rows
-        self._meta[FREE] += rows.size
+        """Frees rows int32[N], all in use."""
+        free_rows(self._free.array, self._meta, rows)
+
+    def lay_out(self, used: NDArray[np.int32], first: int, end: int) -> None:
+        """Has rows `used` int32[N] in use, of rows `first` to `end`, and the others free; those below `first` stay in use.
+
+        Raises:
+            ValueError: a row lies elsewhere.
+        """
+        if used.size and not first <= used.min() <= used.max() < end:
+            raise ValueError(f"rows {used.min()} to {used.max()}, not {first} to {end - 1}: give rows and state of one table")
+        free = np.ones(end, np.bool_)
+        free[:first] = free[used] = False
+        self._meta[:] = first, 0
+        self.reserve(end - first)
+        rows = np.flatnonzero(free)
+        self._free.array[: rows.size] = rows  # ascending numbers are a heap
+        self._meta[:] = end, rows.size
 
     def arrays(self) -> RowArrays:
         """The arrays for one kernel call; valid until the next `reserve`."""
@@ -203,18 +218,47 @@ class RowArena:
 
 @njit(inline="always")
 def take_row(free: NDArray[np.int32], meta: NDArray[np.int64]) -> np.int64:
-    """A row to use, its contents undefined; the caller has reserved it."""
-    if meta[FREE] > 0:
-        meta[FREE] -= 1
-        row = np.int64(free[meta[FREE]])
-    else:
+    """The lowest free row or, with none, one never used; its contents are undefined. The caller has reserved it."""
+    if meta[FREE] == 0:
         row = meta[NEXT]
         meta[NEXT] += 1
+    else:
+        row = np.int64(free[0])
+        meta[FREE] -= 1
+        size = meta[FREE]
+        last = free[size]
+        at, child = 0, 1
+        while child < size:
+            if child + 1 < size and free[child + 1] < free[child]:
+                child += 1
+            if last <= free[child]:
+                break
+            free[at] = free[child]
+            at, child = child, 2 * child + 1
+        free[at] = last
     return row
 
 
 @njit(inline="always")
 def free_row(free: NDArray[np.int32], meta: NDArray[np.int64], row: int) -> None:
-    """Puts a row on the free list."""
-    free[meta[FREE]] = row
+    """Puts a row among the free ones."""
+    at = meta[FREE]
     meta[FREE] += 1
+    while at > 0 and free[(at - 1) >> 1] > row:
+        free[at] = free[(at - 1) >> 1]
+        at = (at - 1) >> 1
+    free[at] = row
+
+
+@njit(nogil=True, cache=True)
+def take_rows(free: NDArray[np.int32], meta: NDArray[np.int64], taken: NDArray[np.int32]) -> None:
+    """`take_row` for as many rows as `taken` holds."""
+    for i in range(taken.size):
+        taken[i] = take_row(free, meta)
+
+
+@njit(nogil=True, cache=True)
+def free_rows(free: NDArray[np.int32], meta: NDArray[np.int64], rows: NDArray[np.int32]) -> None:
+    """`free_row` for arrays."""
+    for row in rows:
+        free_row(free, meta, row)

@@ -75,6 +75,7 @@ class _Side:
             self._evict(self._most * 9 // 10)
 
     def entries(self) -> Entries:
+        """All of them, in the order of their rows: copies."""
         live = slice(self._size)
         return Entries(self._names[live].copy(), self._ids[live].copy(), self._seen[live].copy())
 
@@ -155,10 +156,12 @@ class Catalogue:
 
     @property
     def users(self) -> Entries:
+        """The users known, copies: `ids` int64[N, Wu]."""
         return self._sides[USERS].entries()
 
     @property
     def items(self) -> Entries:
+        """The videos known, copies: `ids` int64[N, Wi]."""
         return self._sides[ITEMS].entries()
 
     def increment(self) -> Increment:

@@ -72,7 +72,7 @@ class DeepFM:
         return SliceResult(grad_first.numpy(), grad_v.numpy(), logits.numpy(), float(entropy), dense.numpy())
 
     def step(self, pooled: Mapping[str, np.ndarray], rows: int) -> SliceResult:
-        """As `gradient`, and the dense parameters move, unless that is not finite: `entropy` is NaN then."""
+        """As `gradient`, and the dense parameters move, unless that is not finite or huge: `entropy` is NaN then."""
         function = step_function(self.layout, len(pooled["first"]), self._rate)
         (grad_first, grad_v, logits, entropy), state, moved = function(*self._state, *_tensors(pooled, rows))
         self._state = AdamState(*state)
@@ -83,7 +83,7 @@ class DeepFM:
         """Move the dense parameters by the gradients of a step's slices, in their order.
 
         Returns:
-            False if loss or gradient is not finite: they have not moved then.
+            False if the loss is not finite or the gradient not below 2^60: they have not moved then.
         """
         total = slices[0].dense.copy()
         for part in slices[1:]:

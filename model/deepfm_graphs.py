@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from .dense import DenseLayout
+from .optimizers import MAX_GRADIENT
 
 #: The embeddings' gradient is that of the summed loss over n ** SPARSE_EXPONENT, n being the rows learned from: 0 is the
 #: sum, 1 the mean. A row is met by few examples of a step, so under the mean it would move less the larger the step, and
@@ -178,9 +179,10 @@ def _gradient(
 
 
 def _adam(state: AdamState, g: tf.Tensor, entropy: tf.Tensor, rate: float) -> tuple[AdamState, tf.Tensor]:
-    """A step with Keras's placing of epsilon; nothing moves unless loss and gradient are finite."""
+    """A step with Keras's placing of epsilon; nothing moves if the loss is not finite or the gradient explodes."""
     theta, m, s, t = state
-    finite = tf.math.is_finite(entropy) & tf.reduce_all(tf.math.is_finite(g))
+    # A NaN compares false. What is finite but huge would make the second moment infinite, and soon the parameters NaN.
+    finite = tf.math.is_finite(entropy) & tf.reduce_all(tf.abs(g) < float(MAX_GRADIENT))
     g = tf.where(finite, g, 0.0)
     # Factors of 0 rather than a choice of results: one pass over the parameters instead of two.
     moves = tf.cast(finite, tf.float32)

@@ -14,17 +14,20 @@ class Delta:
 
     Attributes:
         shard: whose parameters.
+        fingerprint: of the feature configuration that keys and rows are of.
         epoch: drawn at each restore of the shard; a newer epoch overrides an older one.
         from_version, to_version: model versions, counted in steps; a delta from version 0 holds everything, and replaces
             what a copy has.
-        newest_event_ms: newest event time learned from, ms.
+        newest_event_ms: newest event time learned from, ms; what has outlived its time by then reads its slot's default row.
         keys: int64[R], feature ids; a slot's default row has its reserved negative key.
         rows: float32[R, 1 + dim], first-order weight and embedding.
+        last_seen_ms: int64[R], event times; empty when no slot has a time to live.
         removed: int64[], keys that have left the table.
         dense: dense parameters by name, float32; empty when they did not change.
     """
 
     shard: int
+    fingerprint: int
     epoch: int
     from_version: int
     to_version: int
@@ -33,6 +36,7 @@ class Delta:
     rows: np.ndarray
     removed: np.ndarray
     dense: dict[str, np.ndarray] = field(default_factory=dict)
+    last_seen_ms: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def to_record(self) -> dict[str, Any]:
         """As a record of the parameter log (`delta.avsc`); arrays as little-endian bytes."""
@@ -42,6 +46,7 @@ class Delta:
         ]
         return {
             "shard": self.shard,
+            "fingerprint": self.fingerprint,
             "epoch": self.epoch,
             "from_version": self.from_version,
             "to_version": self.to_version,
@@ -49,6 +54,7 @@ class Delta:
             "width": int(self.rows.shape[1]),
             "keys": np.ascontiguousarray(self.keys, "<i8").tobytes(),
             "rows": np.ascontiguousarray(self.rows, "<f4").tobytes(),
+            "last_seen": np.ascontiguousarray(self.last_seen_ms, "<i8").tobytes() or None,
             "removed": np.ascontiguousarray(self.removed, "<i8").tobytes(),
             "dense": dense,
         }
@@ -58,12 +64,14 @@ class Delta:
         """The inverse of `to_record`."""
         return cls(
             shard=record["shard"],
+            fingerprint=record["fingerprint"],
             epoch=record["epoch"],
             from_version=record["from_version"],
             to_version=record["to_version"],
             newest_event_ms=record["newest_event_ms"],
             keys=np.frombuffer(record["keys"], "<i8"),
             rows=np.frombuffer(record["rows"], "<f4").reshape(-1, record["width"]),
+            last_seen_ms=np.frombuffer(record["last_seen"] or b"", "<i8"),
             removed=np.frombuffer(record["removed"], "<i8"),
             dense={d["name"]: np.frombuffer(d["values"], "<f4").reshape(d["shape"]) for d in record["dense"]},
         )

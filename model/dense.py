@@ -32,7 +32,11 @@ class DenseLayout:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """By name."""
+        """Shape of each parameter by name, in their order; S slots, D dimensions, H heads, layers of U_1 to U_n units.
+
+        bias, first_order_gain and fm_gain [H]; kernel_0 [U_1, S * D], kernel_i [U_{i+1}, U_i], the last [H, U_n];
+        bias_i [U_{i+1}] of each hidden layer.
+        """
         shapes: dict[str, tuple[int, ...]] = {
             "bias": (self.heads,),
             "first_order_gain": (self.heads,),

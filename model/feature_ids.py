@@ -1,6 +1,6 @@
 """Feature ids: int64 = 0 sign bit | 15-bit slot | 48-bit value, and the hashes that go with them.
 
-A value is an integer below 2^48 as it is, or the low 48 bits of FarmHash Fingerprint64 of a string's UTF-8
+A value is an integer below 2^48 - 1 as it is, or the low 48 bits of FarmHash Fingerprint64 of a string's UTF-8
 bytes, computed by the operation that the serving graph uses too. Feature ids are never negative, so negative
 keys can be reserved. `schemas/golden_ids.json` holds test vectors for other languages.
 """

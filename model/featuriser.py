@@ -12,7 +12,7 @@ import tensorflow as tf
 from numba import njit
 from numpy.typing import NDArray
 
-from model.feature_ids import MISSING_VALUE, SLOT_SHIFT, VALUE_MASK, hash_strings, pack_ids
+from model.feature_ids import MISSING_VALUE, SLOT_SHIFT, hash_strings, pack_ids
 from model.raw_columns import MISSING_INT, Column, bag_column, float_column, int_column, string_column
 from schemas.config import ConfigError, FeatureConfig, Side, Slot
 
@@ -22,7 +22,7 @@ class Featuriser:
 
     | kind | value (48 bits) of an id |
     |---|---|
-    | id, category | an integer in [0, 2^48) as it is; other integers hashed as decimal text; strings hashed |
+    | id, category | an integer in [0, 2^48 - 1) as it is; other integers hashed as decimal text; strings hashed |
     | bucket, log_count | the number of boundaries at or below the number as float32 |
     | bag | as id, for each of the first `max_length` elements that are not missing |
     | text | hashes of the first `max_length` words: lower-cased, split on white space |
@@ -123,7 +123,7 @@ def _bucket_values(values: Column, slot: Slot) -> NDArray[np.int64]:
 
 
 def _int_values(whole: NDArray[np.int64]) -> NDArray[np.int64]:
-    beyond = (whole < 0) | (whole > VALUE_MASK)
+    beyond = (whole < 0) | (whole >= MISSING_VALUE)
     if not beyond.any():
         return whole
     values = whole.copy()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from model.feature_ids import MISSING_VALUE, SLOT_SHIFT, VALUE_MASK
+from model.feature_ids import MISSING_VALUE, SLOT_SHIFT
 from model.raw_columns import MISSING_INT
 from schemas.config import FeatureConfig, Slot
 
@@ -101,7 +101,7 @@ def _hashed(strings: tf.Tensor) -> tf.Tensor:
 
 def _int_values(whole: tf.Tensor) -> tf.Tensor:
     # Text costs more than all the rest, so only the few that need it are spelt out.
-    where = tf.where((whole < 0) | (whole > VALUE_MASK))
+    where = tf.where((whole < 0) | (whole >= MISSING_VALUE))
     beyond = tf.gather_nd(whole, where)
     missing = tf.constant(MISSING_VALUE, tf.int64)
     values = tf.where(beyond == MISSING_INT, missing, _hashed(tf.strings.as_string(beyond)))

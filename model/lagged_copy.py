@@ -1,7 +1,4 @@
-"""A read-only copy of the model, fed by deltas: it predicts as the trainer did at the version it stands at.
-
-Deltas carry no last-seen times: a row past its time to live is read until the trainer's clock hand has let it go.
-"""
+"""A read-only copy of the model, fed by deltas: it predicts as the trainer did at the version it stands at."""
 
 from __future__ import annotations
 
@@ -34,6 +31,7 @@ class LaggedCopy:
     def _start(self) -> None:
         self._table = EmbeddingTable(self._config)
         self._predictor = Predictor(self._config, self._network, self._table.pool)
+        self._newest_event_ms = -1
         self.version = 0
 
     def apply(self, delta: Delta) -> None:
@@ -41,8 +39,13 @@ class LaggedCopy:
         copy stands, or before, changes nothing.
 
         Raises:
-            ValueError: deltas between this version and the delta's are missing.
+            ValueError: deltas between this version and the delta's are missing, or it is of another feature configuration.
         """
+        if delta.fingerprint != self._config.fingerprint:
+            raise ValueError(
+                f"a delta of feature configuration {delta.fingerprint} for a copy of {self._config.fingerprint}: "
+                "use the configuration it was made with"
+            )
         if delta.from_version > self.version:
             raise ValueError(
                 f"a delta from version {delta.from_version} for a copy at {self.version}: apply those between first"
@@ -51,7 +54,8 @@ class LaggedCopy:
             return
         if delta.from_version == 0:
             self._start()
-        self._put(delta.keys, delta.rows, delta.removed)
+        self._put(delta.keys, delta.rows, delta.last_seen_ms, delta.removed)
+        self._advance(delta.newest_event_ms)
         if delta.dense:
             self._network.set_dense(delta.dense)
         self.version = delta.to_version
@@ -69,21 +73,27 @@ class LaggedCopy:
         """As arrays."""
         rows = self._table.export(self._table.touched_since(0))
         dense = {f"{_DENSE}{name}": array for name, array in self._network.dense.items()}
-        version = np.array([self.version], np.int64)
-        return {"keys": rows.keys, "values": rows.values, "version": version, **dense}
+        numbers = np.array([self.version, self._newest_event_ms], np.int64)
+        return {"keys": rows.keys, "values": rows.values, "last_seen_ms": rows.last_seen_ms, "numbers": numbers, **dense}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """The inverse of `state`, on a new copy."""
-        self._put(state["keys"], state["values"], np.zeros(0, np.int64))
+        self._put(state["keys"], state["values"], state["last_seen_ms"], np.zeros(0, np.int64))
         dense = {name: array for name, array in state.items() if name.startswith(_DENSE)}
         self._network.set_dense({name.removeprefix(_DENSE): array for name, array in dense.items()})
-        self.version = int(state["version"][0])
+        self.version = int(state["numbers"][0])
+        self._advance(int(state["numbers"][1]))
 
-    def _put(self, keys: np.ndarray, values: np.ndarray, removed: np.ndarray) -> None:
+    def _advance(self, time_ms: int) -> None:
+        # The trainer's clock: by it a row past its time reads its slot's default, whether or not it has been let go.
+        self._newest_event_ms = self._table.advance(time_ms)
+
+    def _put(self, keys: np.ndarray, values: np.ndarray, last_seen_ms: np.ndarray, removed: np.ndarray) -> None:
         n = len(keys)
         nothing, never = np.zeros(n, np.int32), np.zeros(n, np.int64)
         optimizer = np.zeros((n, self._table.optimizer_width), np.float32)
-        self._table.load(TableRows(keys, values, optimizer, nothing, nothing, never, never), removed)
+        seen = last_seen_ms if last_seen_ms.size else never
+        self._table.load(TableRows(keys, values, optimizer, nothing, nothing, seen, never, nothing), removed)
         # Nobody asks a copy for what it was given: its journal stays empty.
         self._table.tick()
         self._table.trim(self._table.version)

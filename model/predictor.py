@@ -33,9 +33,9 @@ class Predictor:
     def predict(self, rows: np.ndarray, inverse: np.ndarray) -> np.ndarray:
         """Logits float32[N, H] of rows int32[U] of distinct ids, inverse int32[N, W] leading to them."""
 
-        def slice_of(number: int, part: slice) -> np.ndarray:
+        def slice_of(part: slice) -> np.ndarray:
             size = part.stop - part.start
-            pooled = self._buffers.take(number, size)
+            pooled = self._buffers.take(size)
             self._pool(rows, inverse[part], pooled["first"], pooled["v"])
             return self._network.predict(pooled)[:size]
 
@@ -46,4 +46,4 @@ class Predictor:
         """Compile predictions of any number of rows."""
         for rows in LADDER:
             if rows <= PREDICTED_SLICE:
-                self._network.predict(self._buffers.take(0, rows))
+                self._network.predict(self._buffers.take(rows))

@@ -97,6 +97,7 @@ class ServingModel(tf.Module):
             "versions": tf.identity(self.versions),
             "rows": tf.identity(self.rows),
             "capacity": tf.shape(self.arena, tf.int64)[0],
+            "fingerprint": tf.constant(self._config.fingerprint, tf.int64),
             "heads": tf.constant([head.name for head in self._config.heads]),
         }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -50,13 +51,13 @@ def rung(rows: int) -> int:
     return next(size for size in LADDER if size >= rows)
 
 
-def run(function: Callable[[int, slice], _T], slices: Sequence[slice]) -> list[_T]:
-    """`function(number, slice)` for each slice, in threads where there are several; results in their order."""
+def run(function: Callable[[slice], _T], slices: Sequence[slice]) -> list[_T]:
+    """`function(slice)` for each slice, in threads where there are several; results in their order."""
     # The first one here: a caller that only waits would wake its helpers on the core it is about to leave, one behind
     # the other.
-    others = [_threads().submit(function, number, part) for number, part in enumerate(slices[1:], start=1)]
+    others = [_threads().submit(function, part) for part in slices[1:]]
     try:
-        first = [function(0, part) for part in slices[:1]]
+        first = [function(part) for part in slices[:1]]
     finally:
         wait(others)  # they write to the caller's arrays
     return first + [other.result() for other in others]
@@ -71,7 +72,9 @@ def aligned(shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Buffers:
-    """Arrays of a slice's size that are filled anew for each step: fresh memory would cost a page fault each 4 KB.
+    """Arrays of a slice's size that are filled anew for each slice: fresh memory would cost a page fault each 4 KB.
+
+    Each thread has its own, so that there are as many as slices at work, whatever the size of a batch.
 
     Args:
         shapes: of one row, by name.
@@ -79,18 +82,17 @@ class Buffers:
 
     def __init__(self, **shapes: tuple[int, ...]) -> None:
         self._shapes = shapes
-        self._arrays: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self._own = threading.local()
 
-    def take(self, number: int, rows: int) -> dict[str, np.ndarray]:
-        """float32[rung, ...] by name for slice `number`; what is past `rows` is zero."""
+    def take(self, rows: int) -> dict[str, np.ndarray]:
+        """float32[rung, ...] by name, this thread's until it takes the next; what is past `rows` is zero."""
         size = rung(rows)
-        arrays = self._arrays.get((number, size))
-        if arrays is None:
-            arrays = {name: aligned((size, *shape)) for name, shape in self._shapes.items()}
-            self._arrays[number, size] = arrays
-        for array in arrays.values():
+        of_size: dict[int, dict[str, np.ndarray]] = self._own.__dict__.setdefault("of_size", {})
+        if size not in of_size:
+            of_size[size] = {name: aligned((size, *shape)) for name, shape in self._shapes.items()}
+        for array in of_size[size].values():
             array[rows:] = 0
-        return arrays
+        return of_size[size]
 
 
 def _threads() -> ThreadPoolExecutor:

@@ -4,7 +4,8 @@
 
 An index leads from id to row; rows lie in columns that grow in place. An id without a row reads, and trains, its slot's
 default row. Event time alone ages rows and versions alone order changes, so that a table is a function of the calls made
-to it; its clock, the newest event time it was given, never goes back. One thread at a time.
+to it, and goes on from a snapshot as it was, row by row; its clock, the newest event time it was given, never goes back.
+One thread at a time.
 
 Reference: Liu et al., "Monolith: real time recommendation system with collisionless embedding table", arXiv 2209.07663 §2.
 """
@@ -160,7 +161,7 @@ class EmbeddingTable:
             raise ValueError(f"{unique.size} ids cannot have {occurrences.size} occurrences: give each id one")
         check_known(self._slots, unique)
         self._index.reserve_rows(self._arena.reserve(unique.size))
-        now_ms = self._advance(time_ms)
+        now_ms = self.advance(time_ms)
         rows = self._index.find(unique)
         removed = np.empty(unique.size, np.int64)
         progress = np.zeros(3, np.int64)
@@ -196,7 +197,7 @@ class EmbeddingTable:
             first_out: float32[>= N, S] for first-order weights; rows from N on are left alone.
             v_out: float32[>= N, S, dim] for embeddings, likewise.
         """
-        rows, inverse = self._checked(rows, inverse)
+        rows, inverse = self._checked_rows(rows), check_inverse(inverse, rows.size, self._slots.of_column.size)
         check_pooled("first_out", first_out, len(inverse), (self._defaults,))
         check_pooled("v_out", v_out, len(inverse), (self._defaults, self.dim))
         pool_rows(self._arena.arrays().values, rows, inverse, self._slots.of_column, self._slots.mean, first_out, v_out)
@@ -246,7 +247,7 @@ class EmbeddingTable:
         Returns:
             Rows let go. Their keys are reported by `removed_since`, their rows used again.
         """
-        now_ms = self._advance(time_ms)
+        now_ms = self.advance(time_ms)
         if budget <= 0 or bool((self._slots.ttl_ms == NEVER_MS).all()):
             return 0
         removed = np.empty(min(budget, self._arena.end), np.int64)
@@ -305,12 +306,13 @@ class EmbeddingTable:
             counts=arena.counts[rows],
             last_seen_ms=arena.last_seen_ms[rows],
             versions=self._journal.versions_of(rows),
+            numbers=rows,
         )
 
     def load(self, rows: TableRows, removed: NDArray[np.int64]) -> None:
         """Removes keys int64[], then puts rows as they are, in the place of those with the same key.
 
-        To readers that is a touch at the present version, whatever the rows' `versions`.
+        To readers that is a touch at the present version, whatever the rows' `versions`; `numbers` are not looked at.
 
         Raises:
             ValueError: rows of another shape or of a slot that the configuration lacks, or the removal of a default row;
@@ -323,11 +325,18 @@ class EmbeddingTable:
         there = self._index.remove(removed)
         self._arena.put_back(there[there >= 0])
         self._journal.remove(removed[there >= 0], self.version)
-        self._touch(self._put(rows))
+        at = self._index.find(rows.keys)
+        fresh = np.flatnonzero(at < 0)
+        at[fresh] = self._arena.take(fresh.size)
+        self._put(rows, at, fresh)
+        self._touch(at)
 
     def state(self) -> dict[str, NDArray]:
-        """What there is besides the rows, as copies: the admission sketch, the journal's tombstones, the newest event time."""
-        return self._sketch.state() | self._journal.state() | {"newest_ms": np.array([self._newest_ms], np.int64)}
+        """What there is besides the rows, as copies: the admission sketch, the journal's tombstones, `newest_ms` int64[1],
+        the clock, and `layout` int64[3], the first row behind the default rows, the first never used, and the hand's place."""
+        layout = np.array([1 + self._defaults, self._arena.end, self._hand], np.int64)
+        times = {"newest_ms": np.array([self._newest_ms], np.int64)}
+        return self._sketch.state() | self._journal.state() | times | {"layout": layout}
 
     def restore(self, rows: TableRows, state: dict[str, NDArray], version: int) -> None:
         """The inverse of `export` of all rows and of `state`, in a new table: it goes on as if it had never stopped.
@@ -339,20 +348,26 @@ class EmbeddingTable:
             raise ValueError(f"a table at version {self.version} with {len(self)} rows: restore into a new one")
         self._check_rows(rows)
         self._sketch.load_state(state)
-        self._journal.restore(self._put(rows), rows.versions, state)
-        self._newest_ms = int(state["newest_ms"][0])
-        self.version = version
+        first, end, hand = (int(x) for x in state["layout"])
+        appended = 1 + self._defaults - first  # slots' default rows, which push the others back
+        at = self._index.find(rows.keys)
+        live = np.flatnonzero(at < 0)
+        at[live] = rows.numbers[live] + appended
+        self._arena.lay_out(at[live], 1 + self._defaults, end + appended)
+        self._index.reserve_rows(self._arena.end)
+        self._put(rows, at, live)
+        self._journal.restore(at, rows.versions, state)
+        self._newest_ms, self.version = int(state["newest_ms"][0]), version
+        self._hand = hand + appended if hand >= first else 0
 
-    def _advance(self, time_ms: int) -> int:
-        # Steps come in the order of their decisions, so their event times may go back. Were rows judged by such a time, one
-        # past its own would live on where the hand had not come by, and start anew where it had.
+    def advance(self, time_ms: int) -> int:
+        """Sets the clock to an event time, ms, unless it stands past it already. Returns where it stands."""
+        # Event times may go back from step to step. Were rows judged by such a time, one past its own would live on where the
+        # hand had not come by, and start anew where it had.
         self._newest_ms = max(self._newest_ms, time_ms)
         return self._newest_ms
 
-    def _put(self, rows: TableRows) -> NDArray[np.int32]:
-        at = self._index.find(rows.keys)
-        fresh = np.flatnonzero(at < 0)
-        at[fresh] = self._arena.take(fresh.size)
+    def _put(self, rows: TableRows, at: NDArray[np.int32], fresh: NDArray[np.int64]) -> None:
         size = len(self._index)
         self._index.insert(rows.keys[fresh], at[fresh])
         if len(self._index) != size + fresh.size:
@@ -364,7 +379,6 @@ class EmbeddingTable:
         arena.steps[at] = rows.steps
         arena.counts[at] = rows.counts
         arena.last_seen_ms[at] = rows.last_seen_ms
-        return at
 
     # Checks, so that no kernel reads or writes outside the columns
 
@@ -384,7 +398,3 @@ class EmbeddingTable:
         if rows.size and int(rows.view(np.uint32).max()) >= self._arena.end:
             raise ValueError(f"row {rows.max()} is not in a table of {self._arena.end} rows: look rows up in this table")
         return rows
-
-    def _checked(self, rows: NDArray[np.int32], inverse: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        rows = self._checked_rows(rows)
-        return rows, check_inverse(inverse, rows.size, self._slots.of_column.size)

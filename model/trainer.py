@@ -67,8 +67,8 @@ class StepMetrics:
         loss: mean over rows of the masked cross-entropy, summed over heads.
         logits: float32[N, H], before the step.
         examples: N.
-        finite: whether loss and gradients were finite; otherwise the dense parameters were left alone.
-        non_finite_rows: rows whose gradient was not finite and that kept their values.
+        finite: whether the loss was finite and all gradients below 2^60; otherwise the dense parameters were left alone.
+        non_finite_rows: rows whose gradient was not, and that kept their values.
     """
 
     loss: float
@@ -91,7 +91,8 @@ class Trainer:
         self.config = config
         self.table = EmbeddingTable(config, capacity=capacity, seed=seed)
         self.network = DeepFM(config, seed=seed)
-        self.newest_event_ms = -1
+        self.newest_event_ms = -1  # the table's clock, too
+        self._forgets = any(slot.ttl_s is not None for slot in config.slots)
         self._predictor = Predictor(config, self.network, self.table.pool)
         heads = len(config.heads)
         self._buffers = Buffers(
@@ -121,8 +122,8 @@ class Trainer:
         learned = int(np.count_nonzero((batch.mask > 0).any(axis=1)))
         gradients = self.network.step if len(slices) == 1 else self.network.gradient
 
-        def slice_of(number: int, part: slice) -> SliceResult:
-            pooled = self._buffers.take(number, part.stop - part.start)
+        def slice_of(part: slice) -> SliceResult:
+            pooled = self._buffers.take(part.stop - part.start)
             self.table.pool(rows, inverse[part], pooled["first"], pooled["v"])
             pooled["labels"][: part.stop - part.start] = batch.labels[part]
             pooled["mask"][: part.stop - part.start] = batch.mask[part]
@@ -156,12 +157,14 @@ class Trainer:
         rows = self.table.export(self.table.touched_since(since))
         return Delta(
             shard=shard,
+            fingerprint=self.config.fingerprint,
             epoch=epoch,
             from_version=since,
             to_version=self.version,
             newest_event_ms=self.newest_event_ms,
             keys=rows.keys,
             rows=rows.values,
+            last_seen_ms=rows.last_seen_ms if self._forgets else np.zeros(0, np.int64),
             removed=self.table.removed_since(since),
             dense=self.network.dense if self.version > since else {},
         )
@@ -225,7 +228,7 @@ class Trainer:
         for size in sizes:
             parts = cut(size)
             for rows in {rung(part.stop - part.start) for part in parts}:
-                self.network.warm_up(self._buffers.take(0, rows), several=len(parts) > 1)
+                self.network.warm_up(self._buffers.take(rows), several=len(parts) > 1)
 
 
 def _rows_to_table(rows: TableRows) -> pa.Table:
@@ -238,6 +241,7 @@ def _rows_to_table(rows: TableRows) -> pa.Table:
             "counts": rows.counts,
             "last_seen_ms": rows.last_seen_ms,
             "versions": rows.versions,
+            "row": rows.numbers,
         }
     )
 
@@ -251,4 +255,5 @@ def _table_to_rows(table: pa.Table) -> TableRows:
         counts=table.column("counts").to_numpy(),
         last_seen_ms=table.column("last_seen_ms").to_numpy(),
         versions=table.column("versions").to_numpy(),
+        numbers=table.column("row").to_numpy(),
     )

@@ -2,3 +2,7 @@
 
 One ``python -m pipelines.NAME`` per job: ``replay`` writes the two logs, ``train`` joins and learns.
 """
+
+from schemas.kernel_cache import use_kernel_cache
+
+use_kernel_cache()

@@ -5,6 +5,7 @@
   other schemas they may have been written with
 - `log_files`, `log_segments`: writing and reading logs, and where they lie
 - `process`: logging, user errors, and how a command ends
+- `kernel_cache`: where compiled kernels are kept
 - `golden_ids.json`: feature ids and mixed keys, for clients in other languages
 
 Imports nothing of ours, so that every room may import it.

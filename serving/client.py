@@ -45,6 +45,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
 )
 _READY_POLL_S = 0.05
+# What a server, or a proxy before it, answers while it starts, restarts or has no model.
+_NOT_YET = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class RankClient:
                 error = ServingError(f"{self.server}: model {self.model_name} has no version that loads")
             except grpc.RpcError as failure:
                 error = self._explained(failure)
-                if error.code is not grpc.StatusCode.NOT_FOUND:
+                if error.code not in _NOT_YET:
                     raise error from failure
             if time.monotonic() + _READY_POLL_S > deadline:
                 raise error
@@ -146,6 +148,14 @@ class RankClient:
         """Names of the model's heads, in the order of its scores."""
         outputs, _ = self._predict("status", {}, ("heads",))
         return tuple(name.decode() for name in outputs["heads"].ravel().tolist())
+
+    def fingerprint(self) -> int:
+        """Of the feature configuration that the model was trained with: ids made with another mean something else to it.
+
+        That of yours is `FeatureConfig.fingerprint`.
+        """
+        outputs, _ = self._predict("status", {}, ("fingerprint",))
+        return int(outputs["fingerprint"])
 
     def catalogue(self, user_id: str) -> Candidates:
         """The user's features and the candidate videos, as the model holds them."""

@@ -1,6 +1,5 @@
 """A model server as an object: gRPC services, the versions behind them, metrics beside them."""
 
-import gc
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -100,9 +99,6 @@ class ModelServer:
         self.stop()
 
     def _start(self) -> None:
-        # Sweeps of the collector stop every thread; after this they skip the libraries' own objects.
-        gc.collect()
-        gc.freeze()
         self.versions.poll()
         if not self.options.wait:
             self._require_a_version()

@@ -8,6 +8,7 @@ ModelService (GetModelStatus). Stops on SIGTERM or Ctrl-C after the running requ
 """
 
 import argparse
+import gc
 import signal
 import socket
 import threading
@@ -75,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     # TensorFlow takes seconds to import: everything above answers at once.
     with quiet_imports():
         from serving.host import ModelServer, ServerOptions
+    # Sweeps of the collector stop every thread; after this they skip the libraries' own objects.
+    gc.collect()
+    gc.freeze()
 
     options = ServerOptions(
         model_dir=args.model_dir,

@@ -40,17 +40,6 @@ class Answering:
             RequestError: no model_spec or name (INVALID_ARGUMENT), another model's name (NOT_FOUND), a
                 version label (INVALID_ARGUMENT: this server gives none).
         """
-        self.check_spec(request)
-        spec = request.model_spec
-        choice = spec.WhichOneof("version_choice")
-        version = spec.version.value if choice == "version" else None
-        if spec.name != self.model_name:
-            asked = f"Latest({spec.name})" if version is None else f"Specific({spec.name}, {version})"
-            raise RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
-        return version
-
-    def check_spec(self, request: Any) -> None:
-        """Refuse a request without a model_spec or a name in it, or with a version label."""
         spec = request.model_spec
         if not request.HasField("model_spec"):
             raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
@@ -61,6 +50,12 @@ class Answering:
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"Unrecognized servable version label: {spec.version_label}",
             )
+        choice = spec.WhichOneof("version_choice")
+        version = spec.version.value if choice == "version" else None
+        if spec.name != self.model_name:
+            asked = f"Latest({spec.name})" if version is None else f"Specific({spec.name}, {version})"
+            raise RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
+        return version
 
     def answer(
         self,
@@ -166,7 +161,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         _refuse(context, "HandleReloadConfigRequest", "versions are taken from --model_dir as they appear")
 
     def _status(self, request: Any) -> tuple[Any, str]:
-        self._answering.check_spec(request)
+        # As TF Serving: any name is looked for, an empty one too, and a label chooses nothing.
+        if not request.HasField("model_spec"):
+            raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
         name = request.model_spec.name
         statuses = self._answering.versions.statuses() if name == self._answering.model_name else []
         if request.model_spec.HasField("version"):
@@ -180,6 +177,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         response = get_model_status_pb2.GetModelStatusResponse()
         for status in statuses:
             entry = response.model_version_status.add(version=status.version, state=int(status.state))
+            entry.status.SetInParent()  # TF Serving sets it for healthy versions too
             if status.error:
                 entry.status.error_code = grpc.StatusCode.FAILED_PRECONDITION.value[0]
                 entry.status.error_message = status.error

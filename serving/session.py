@@ -133,6 +133,11 @@ class LoadedModel:
             return self._callable(signature, outputs)(*inputs)
         except tf.errors.OpError as error:
             raise RequestError(_STATUS[error.error_code], first_line(error)) from error
+        except UnicodeDecodeError as error:
+            # TensorFlow's binding cannot spell a message that quotes such bytes, and its code is lost with it. Nothing but
+            # the request can have brought them.
+            message = error.object.decode(errors="backslashreplace")
+            raise RequestError(grpc.StatusCode.INVALID_ARGUMENT, message.splitlines()[0]) from error
 
     def close(self) -> None:
         """Free the model's memory. Nothing may be running."""

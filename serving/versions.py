@@ -2,8 +2,9 @@
 
 A model directory holds one SavedModel per integer-named folder, complete from the moment it has that
 name. The newest that loads answers. It loads while the older one still answers, and the older one is
-unloaded when the last request that began on it has ended. A folder that does not load is reported, and
-tried again when something in it changes.
+unloaded when the last request that began on it has ended. A folder that does not load is reported once, and
+tried again at once when something in it changes, and now and then if not: what was in the way, a full memory
+or a disk that did not answer, may have passed.
 """
 
 import gc
@@ -25,6 +26,8 @@ from serving.session import LoadedModel
 
 log = logging.getLogger(__name__)
 
+# Seconds until a version that did not load is tried again: doubled each time, from the first to the last.
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
 # Unloaded or broken versions that GetModelStatus still tells of; a trainer makes new ones for ever.
 ENDED_VERSIONS_KEPT = 16
 
@@ -55,6 +58,15 @@ class _Held:
     in_flight: int = 0
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """A folder that did not load, as it was then, and from when on it is tried again (by the monotonic clock)."""
+
+    folder: Fingerprint
+    wait_s: float
+    retry_at: float
+
+
 class VersionManager:
     """Serves the newest version in `model_dir` that loads, and follows the directory.
 
@@ -72,7 +84,7 @@ class VersionManager:
         self._statuses: dict[int, VersionStatus] = {}
         self._changed = threading.Condition(self._lock)
         self._polling = threading.Lock()
-        self._broken: dict[int, Fingerprint] = {}
+        self._broken: dict[int, _Failure] = {}
         self._unreadable = False
         self._wake = threading.Event()
         self._stopping = False
@@ -120,7 +132,7 @@ class VersionManager:
         with self._polling:
             self._unload_unused()
             directories = self._list()
-            self._broken = {version: seen for version, seen in self._broken.items() if version in directories}
+            self._broken = {version: failure for version, failure in self._broken.items() if version in directories}
             for version in sorted(directories, reverse=True):
                 # An older version is loaded only when the current one was taken away: a rollback.
                 if self._current is not None and version == self._current.model.version:
@@ -173,24 +185,30 @@ class VersionManager:
 
     def _load(self, version: int, path: Path) -> bool:
         seen = fingerprint(path)
-        if self._broken.get(version) == seen:
+        failure = self._broken.get(version)
+        again = failure is not None and failure.folder == seen
+        if failure is not None and again and time.monotonic() < failure.retry_at:
             return False
         started = time.perf_counter()
-        with self._lock:
-            self._set(VersionStatus(version, VersionState.LOADING))
+        if not again:  # while it is tried again, its status goes on to say why it did not load
+            with self._lock:
+                self._set(VersionStatus(version, VersionState.LOADING))
         try:
             model = LoadedModel.load(path, version)
         except ModelLoadError as error:
-            self._broken[version] = seen
+            wait_s = min(2 * failure.wait_s, LAST_RETRY_S) if failure is not None and again else FIRST_RETRY_S
+            self._broken[version] = _Failure(seen, wait_s, time.monotonic() + wait_s)
             serving = self._current.model.version if self._current else None
-            log.error(
-                "version does not load",
-                extra={"version": version, "reason": str(error), "still_serving": serving},
-            )
+            if not again:
+                log.error(
+                    "version does not load",
+                    extra={"version": version, "reason": str(error), "still_serving": serving},
+                )
             self._metrics.load_failed()
             with self._lock:
                 self._set(VersionStatus(version, VersionState.END, str(error)))
             return False
+        self._broken.pop(version, None)
         with self._lock:
             replaced = self._current
             self._current = _Held(model)

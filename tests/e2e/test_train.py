@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipelines.state_files import StateFiles
+from schemas.config import load_config
 
 ROOT = Path(__file__).parents[2]
 REQUESTS = 1500
+TTL_S = 3 * 3600
 
 
 def command(module, *arguments):
@@ -34,9 +37,15 @@ def train_arguments(logs, folder):
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory):
-    """Simulator logs whose every request id is a feature: a row's count tells how often its request was learned."""
+    """Two days of the simulator for a model that forgets videos within hours, so that rows expire all along."""
     folder = tmp_path_factory.mktemp("logs")
-    made = run("pipelines.replay", "--dataset", "simulator", "--requests", REQUESTS, "--days", 2, "--out", folder / "logs")
+    config = load_config(ROOT / "schemas" / "simulator.toml")
+    slots = tuple(slot if slot.ttl_s is None else replace(slot, ttl_s=TTL_S) for slot in config.slots)
+    replace(config, slots=slots).dump(folder / "short.toml")
+    made = run(
+        *("pipelines.replay", "--dataset", "simulator", "--config", folder / "short.toml"),
+        *("--requests", REQUESTS, "--days", 2, "--out", folder / "logs"),
+    )
     assert made.returncode == 0, made.stderr
     return folder / "logs"
 
@@ -50,10 +59,10 @@ def undisturbed(logs, tmp_path_factory):
 
 
 def table_of(folder):
-    """Rows of the final state, sorted by key: key, values, counts."""
+    """Rows of the final state, sorted by key: key, values, counts, where they lie, when last seen."""
     rows = StateFiles(folder / "state", 0).newest()[1].keyed["table"].rows.sort_by("key").combine_chunks()
     values = np.asarray(rows["values"].combine_chunks().flatten()).reshape(rows.num_rows, -1)
-    return rows["key"].to_numpy(), values, rows["counts"].to_numpy()
+    return rows["key"].to_numpy(), values, *(rows[name].to_numpy() for name in ("counts", "row", "last_seen_ms"))
 
 
 def figures(folder):
@@ -66,9 +75,11 @@ def test_a_whole_run_learns_every_impression_once(undisturbed):
     assert found["dead_letters"] == found["duplicates"] == 0
     assert 0.5 < found["auc"] < 1
     assert sorted(p.name for p in (undisturbed / "models").iterdir())[-1].isdigit()
-    keys, _, counts = table_of(undisturbed)
-    users = (keys >> 48) == 1
+    keys, _, counts, _, seen = table_of(undisturbed)
+    users, videos = (keys >> 48) == 1, (keys >> 48) == 4
     assert counts[users].sum() == 5 * REQUESTS
+    assert counts[videos].sum() < 5 * REQUESTS - 500  # of many that were let go, some came back
+    assert np.count_nonzero(seen[videos] < seen.max() - 1000 * TTL_S) > 0  # and some have yet to be
 
 
 @pytest.mark.parametrize("progress", [1, 4])
@@ -78,17 +89,19 @@ def test_a_killed_run_ends_with_the_undisturbed_runs_table(logs, undisturbed, tm
     process = subprocess.Popen(command("pipelines.train", *arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
     shard = tmp_path / "state" / "shard-000"
     deadline = time.monotonic() + 120
-    while len(list(shard.glob("manifest-*.json"))) < progress and process.poll() is None:
+    while len(list(shard.glob("manifest-*.json"))) < progress:
+        assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     process.wait()
+    assert process.returncode == -signal.SIGKILL
     again = run("pipelines.train", *arguments)
     assert again.returncode == 0, again.stderr
-    keys, values, counts = table_of(tmp_path)
-    expected_keys, expected_values, expected_counts = table_of(undisturbed)
+    keys, values, *others = table_of(tmp_path)
+    expected_keys, expected_values, *expected_others = table_of(undisturbed)
     np.testing.assert_array_equal(keys, expected_keys)
-    np.testing.assert_array_equal(counts, expected_counts)
+    np.testing.assert_array_equal(others, expected_others)
     np.testing.assert_allclose(values, expected_values, atol=1e-5)
     for name in ("examples", "auc", "logloss", "positives", "actions"):
         assert figures(tmp_path)[name] == pytest.approx(figures(undisturbed)[name], abs=1e-5)
@@ -105,6 +118,9 @@ def test_sigterm_writes_state_and_model_and_ends_with_0(logs, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 0
     assert StateFiles(tmp_path / "state", 0).newest() is not None
+    versions = [path for path in (tmp_path / "models").iterdir() if path.name.isdigit()]
+    assert versions
+    assert all((path / "saved_model.pb").is_file() for path in versions)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.cuckoo import CuckooIndex
+from model.cuckoo_kernels import STASHED
+from tests.model.test_feature_ids import unmix
 
 KEYS = st.lists((st.integers(-40, 40) | st.integers(0, 2**63 - 1)).filter(bool), max_size=30)
 MISS = -1
@@ -62,3 +64,30 @@ def test_what_cannot_be_put_is_named():
     with pytest.raises(ValueError, match="row 3 belongs to key 7, not 8: remove that key first"):
         index.insert(np.array([8]), np.array([3], np.int32))
     assert index.find(np.array([5, 7, 8])).tolist() == [MISS, 3, MISS]
+
+
+def crowded_keys() -> list[int]:
+    """Keys that share both buckets with 28 others until the index has a million buckets, and their twins by the sign bit."""
+    keys = [unmix(low << 20 | high << 49) for low in range(16) for high in range(1, 30)]
+    return keys + [key - 2**63 for key in keys]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_keys_that_share_both_buckets_go_to_the_stash_and_are_not_lost(seed):
+    rng, keys = np.random.default_rng(seed), np.array(crowded_keys())
+    index, plain, rows, most = CuckooIndex(4), {}, 0, 0
+    for _ in range(60):
+        some = rng.choice(keys, 40)
+        if rng.random() < 0.6:
+            fresh = np.arange(rows, rows + 40, dtype=np.int32)
+            rows += 40
+            index.insert(some, fresh)
+            plain |= dict(zip(some.tolist(), fresh.tolist(), strict=True))
+        else:
+            assert index.remove(some).tolist() == [plain.pop(key, MISS) for key in some.tolist()]
+        most = max(most, int(index.arrays().meta[STASHED]))
+        assert len(index) == len(plain)
+        assert index.find(keys).tolist() == [plain.get(key, MISS) for key in keys.tolist()]
+    assert most > 100
+    index.remove(keys)
+    assert len(index) == int(index.arrays().meta[STASHED]) == 0

@@ -75,11 +75,12 @@ def test_slices_come_to_the_whole(pooled):
     assert one.entropy == pytest.approx(sum(result.entropy for result in results), rel=1e-5)
 
 
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e25])  # the last leaves the loss finite, but not Adam's moments
 def test_what_is_not_finite_moves_nothing(pooled, poison):
     network = DeepFM(CONFIG, seed=3)
     before = network.state()
-    pooled["v"][2, 1, 0] = poison
+    pooled["first"][2, 1], pooled["labels"][2] = poison, 0
+    assert np.isfinite(network.gradient(pooled, LEARNED).entropy) == np.isfinite(poison)
     assert np.isnan(network.step(pooled, LEARNED).entropy)
     assert not network.descend([network.gradient(pooled, LEARNED)])
     for name, array in network.state().items():

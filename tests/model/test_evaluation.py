@@ -21,7 +21,7 @@ def examples(seed, n=5000, spread=2.0, shift=-1.0, ties=False):
     rng = np.random.default_rng(seed)
     truth = rng.normal(shift, spread, n)
     labels = (rng.random(n) < 1 / (1 + np.exp(-truth))).astype(np.float32)
-    logits = (truth + rng.normal(0, 1, n)).astype(np.float32)
+    logits = (truth + rng.normal(0, spread / 2, n)).astype(np.float32)
     return (np.round(logits) if ties else logits), labels, rng.choice([0.5, 1.0, 4.0], n).astype(np.float32)
 
 
@@ -30,6 +30,7 @@ CASES = {
     "rare": {"shift": -6.0},
     "ties": {"ties": True},
     "narrow": {"spread": 0.05},
+    "cold": {"spread": 0.01},  # logits of a new model, most of them within 40 bins
     "wide": {"spread": 8.0},
     "few": {"n": 30},
 }
@@ -50,6 +51,18 @@ def test_figures_are_those_of_the_examples(case, seed, weighted):
     assert progressive.calibration == pytest.approx((weight * probability).sum() / (weight * labels).sum(), rel=1e-9)
     assert progressive.count == weight.sum()
     assert progressive.figures()["positives"] == (weight * labels).sum()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cold_model_that_orders_well_is_told_so(seed):
+    logits, _, _ = examples(seed, spread=0.01)
+    order = (logits - logits.mean()) / logits.std()
+    labels = (np.random.default_rng(seed).random(logits.size) < 1 / (1 + np.exp(-3 * order))).astype(np.float32)
+    progressive = Progressive()
+    progressive.update(logits, labels)
+    wanted = exact_auc(logits, labels, np.ones(logits.size))
+    assert wanted > 0.85
+    assert progressive.auc == pytest.approx(wanted, abs=1e-4)
 
 
 def test_exact_auc_is_that_of_all_pairs():

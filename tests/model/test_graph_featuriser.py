@@ -29,7 +29,7 @@ WORDS = [
 SPACES = [" ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u3000", "\x0b"]
 
 integers = st.integers(-(2**63) + 1, 2**63 - 1) | st.sampled_from(
-    [0, -1, -124, VALUE_MASK, VALUE_MASK + 1, 2**24 + 1, 2**53 + 1, -(2**63) + 1]
+    [0, -1, -124, VALUE_MASK - 1, VALUE_MASK, VALUE_MASK + 1, 2**24 + 1, 2**53 + 1, -(2**63) + 1]
 )
 floats = st.floats(width=32) | st.sampled_from([0.1, -0.0, 1e300, 1e-40, -1e-40, float("nan"), float("inf")])
 strings = st.text(max_size=12) | st.sampled_from(["", "DE", "é"])

@@ -1,5 +1,7 @@
 """A copy fed by deltas predicts as the trainer did at that version, whatever came between."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,21 @@ def test_it_follows_the_trainer(interval):
         learned(interval, trainer=trainer, first=first)
         copy.apply(trainer.delta(copy.version))
         assert_same(copy, trainer)
+
+
+@pytest.mark.parametrize("interval", [1, 4])
+def test_rows_past_their_time_that_were_not_let_go_are_read_as_the_trainer_reads_them(interval):
+    trainer, copy, other = Trainer(CONFIG), LaggedCopy(CONFIG), LaggedCopy(CONFIG)
+    ids = batch_of(2_000, 99, values=3_000).ids
+    for number in range(12):
+        trainer.learn(batch_of(512, number, values=3_000, time_ms=1_000 + 15_000 * number))
+        if number % interval == interval - 1:
+            copy.apply(trainer.delta(copy.version))
+            np.testing.assert_array_equal(copy.predict(ids), trainer.predict(ids))
+    keys = trainer.table.export(trainer.table.touched_since(0)).keys
+    assert np.count_nonzero(trainer.table.find(keys[keys > 0]) <= CONFIG.num_slots) > 100
+    other.load(copy.state())
+    np.testing.assert_array_equal(other.predict(ids), trainer.predict(ids))
 
 
 def test_it_stays_where_it_was_until_the_next_delta():
@@ -76,6 +93,13 @@ def test_deltas_go_on_across_a_restart(tmp_path):
     assert delta.from_version == copy.version
     copy.apply(delta)
     assert_same(copy, restored)
+
+
+def test_a_delta_of_another_configuration_is_refused():
+    copy = LaggedCopy(replace(CONFIG, slots=CONFIG.slots[:-1]))
+    with pytest.raises(ValueError, match=f"a delta of feature configuration {CONFIG.fingerprint} .*: use the configuration"):
+        copy.apply(learned(1).delta(0))
+    assert copy.version == 0
 
 
 def test_its_state_and_a_delta_survive_writing():

@@ -67,6 +67,7 @@ def test_table_does_what_a_plain_table_does(initial, operations):
             table = table_of()
             table.restore(old.export(old.touched_since(0)), old.state(), old.version)
             assert everything(table) == everything(old)
+            assert layout(table) == layout(old)
         else:
             if version <= 0:
                 mirror = {}  # version 0 is that of a reader that has nothing
@@ -122,6 +123,29 @@ def check_equal(table, plain):
             assert (rows.counts[i], rows.last_seen_ms[i]) == (row.count, row.last_seen_ms)
         if row.slot.optimizer.kind == "adam":
             assert rows.steps[i] == row.steps
+
+
+def layout(table):
+    rows = table.export(table.touched_since(0))
+    state = {name: array.tolist() for name, array in table.state().items()}
+    return dict(zip(rows.numbers.tolist(), rows.keys.tolist(), strict=True)), state
+
+
+def test_rows_and_state_of_two_tables_do_not_go_together():
+    one, other = table_of(), table_of()
+    put(one, [feature_id(USER, value) for value in range(1, 9)])
+    with pytest.raises(ValueError, match="rows 5 to 12, not 5 to 4: give rows and state of one table"):
+        table_of().restore(one.export(one.touched_since(0)), other.state(), 1)
+
+
+def test_the_lowest_free_row_is_used_first():
+    table = table_of()
+    users = [feature_id(USER, value) for value in range(1, 41)]
+    rows = put(table, users)
+    removed = np.random.default_rng(0).permutation(40)[:25]
+    table.load(table.export(rows[:0]), np.array(users)[removed])
+    again = put(table, [feature_id(USER, value) for value in range(101, 131)])
+    assert again.tolist() == [*np.sort(rows[removed]).tolist(), *range(rows.max() + 1, rows.max() + 6)]
 
 
 def test_unadmitted_ids_read_and_train_their_slots_default_row():

@@ -1,5 +1,6 @@
 """The trainer's verbs: it learns, repeats itself bit by bit, and goes on from any snapshot as if nothing had happened."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from model import slices
 from model.snapshot import SnapshotError, merge, read_increment, write_increment
 from model.trainer import ExampleBatch, Trainer
 from schemas.config import Head
-from tests.model.model_examples import CONFIG, batch_of, ids_of, learned, rows_by_key
+from tests.model.model_examples import CONFIG, batch_of, ids_of, learned, rows_by_key, rows_by_number
 
 
 def test_it_learns():
@@ -35,11 +36,24 @@ def test_threads_change_nothing(size, monkeypatch):
         return learned(2, size=size)
 
     threaded = two_steps()
-    monkeypatch.setattr("model.trainer.run", lambda function, parts: [function(n, part) for n, part in enumerate(parts)])
+    ids = batch_of(size, 7).ids
+    predicted = threaded.predict(ids)
+    for module in ("trainer", "predictor"):
+        monkeypatch.setattr(f"model.{module}.run", lambda function, parts: [function(part) for part in parts])
     alone = two_steps()
     assert rows_by_key(threaded) == rows_by_key(alone)
     np.testing.assert_array_equal(threaded.network.state()["theta"], alone.network.state()["theta"])
-    assert threaded.predict(batch_of(size, 7).ids).shape == (size, 2)
+    assert predicted.shape == (size, 2)
+    np.testing.assert_array_equal(predicted, alone.predict(ids))
+
+
+def test_a_large_prediction_keeps_no_more_memory_than_its_threads_need(monkeypatch):
+    made, aligned = [], slices.aligned
+    monkeypatch.setattr("model.slices.aligned", lambda shape: made.append(shape) or aligned(shape))
+    trainer = learned(1)
+    made.clear()
+    assert trainer.predict(batch_of(40 * slices.PREDICTED_SLICE, 3).ids).shape == (40 * slices.PREDICTED_SLICE, 2)
+    assert 0 < len(made) <= 2 * (1 + len(os.sched_getaffinity(0)))
 
 
 def test_predicting_changes_nothing_and_does_not_depend_on_company():
@@ -104,7 +118,7 @@ def test_it_goes_on_from_a_snapshot_as_if_nothing_had_happened(tmp_path, steps):
 def test_increments_come_to_the_whole(tmp_path):
     trainer, parts, since = Trainer(CONFIG), [], 0
     for number in range(4):
-        learned(3, trainer=trainer, first=3 * number)
+        learned(3, size=64 if number < 3 else 1, trainer=trainer, first=3 * number)
         folder = tmp_path / str(number)
         folder.mkdir()
         parts.append(read_increment(folder, write_increment(folder, "part", trainer.increment(since))))
@@ -115,7 +129,33 @@ def test_increments_come_to_the_whole(tmp_path):
     assert rows_by_key(restored) == rows_by_key(trainer)
     ids = batch_of(200, 77).ids
     np.testing.assert_array_equal(restored.predict(ids), trainer.predict(ids))
-    assert len(parts[-1].keyed["table"].rows) <= len(rows_by_key(trainer))
+    assert 0 < len(parts[-1].keyed["table"].rows) < len(rows_by_key(trainer)) // 2
+
+
+@pytest.mark.parametrize("cuts", [(12,), (3, 6, 12)])
+def test_what_has_expired_and_what_is_let_go_next_are_the_same_after_a_restore(tmp_path, cuts):
+    def go_on(trainer: Trainer, first: int, end: int) -> Trainer:
+        for number in range(first, end):
+            trainer.learn(batch_of(512, number, values=3_000, time_ms=1_000 + 15_000 * number))
+        return trainer
+
+    whole, stopped, parts, since = go_on(Trainer(CONFIG), 0, 24), Trainer(CONFIG), [], 0
+    for cut in cuts:
+        entries = write_increment(tmp_path, f"{cut}", go_on(stopped, since, cut).increment(since))
+        parts.append(read_increment(tmp_path, entries))
+        since = cut
+    restored = Trainer(CONFIG)
+    restored.load(merge(parts))
+    assert rows_by_number(restored) == rows_by_number(stopped)
+    go_on(restored, 12, 24)
+    assert len(whole.table) > 4_000
+    assert whole.table.removed_since(12).size > 100  # the hand has come by
+    rows = whole.table.export(whole.table.touched_since(0))
+    assert np.count_nonzero(whole.table.find(rows.keys[rows.keys > 0]) <= CONFIG.num_slots) > 100  # and has yet to, here
+    assert rows_by_number(restored) == rows_by_number(whole)
+    np.testing.assert_array_equal(restored.table.removed_since(12), whole.table.removed_since(12))
+    for name, array in whole.increment(0).whole["table"].items():
+        np.testing.assert_array_equal(restored.increment(0).whole["table"][name], array, name)
 
 
 def test_a_snapshot_of_another_model_or_a_cut_file_is_refused(tmp_path):

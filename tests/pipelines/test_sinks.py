@@ -194,7 +194,7 @@ def test_the_folder_of_predictions_is_listed_once(tmp_path, monkeypatch):
 def delta(first, last):
     rng = np.random.default_rng(last)
     return Delta(
-        shard=1, epoch=0, from_version=first, to_version=last, newest_event_ms=last,
+        shard=1, fingerprint=7, epoch=0, from_version=first, to_version=last, newest_event_ms=last,
         keys=np.arange(last), rows=rng.random((last, 5)).astype(np.float32), removed=np.array([first]),
         dense={"bias": rng.random(2).astype(np.float32)},
     )  # fmt: skip

@@ -40,6 +40,7 @@ FEATURES = {
 }
 DELTA = {
     "shard": 0,
+    "fingerprint": 5,
     "epoch": 1,
     "from_version": 2,
     "to_version": 3,
@@ -47,6 +48,7 @@ DELTA = {
     "width": 2,
     "keys": struct.pack("<q", -17),
     "rows": struct.pack("<2f", 1, 2),
+    "last_seen": struct.pack("<q", 0),
     "removed": b"",
     "dense": [{"name": "bias", "shape": [1], "values": struct.pack("<f", 3)}],
 }

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -19,6 +20,7 @@ from serving_models import (
     publish,
     user_ids,
 )
+from tensorflow_serving.apis import model_service_pb2_grpc
 
 from schemas.process import UserError
 from serving.client import RankClient
@@ -175,3 +177,42 @@ def test_waits_for_a_server_and_then_for_its_model(written, model_dir, tmp_path,
         publish(written[2], later, 8)
         waiting.join()
         assert ready == [8]
+
+
+class StartingUp(model_service_pb2_grpc.ModelServiceServicer):
+    """What stands before a server and answers UNAVAILABLE so many times, as a proxy does until the server is up."""
+
+    def __init__(self, port: int, refusals: int) -> None:
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self._behind = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self.refusals = refusals
+        self._grpc = grpc.server(ThreadPoolExecutor(1))
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._grpc)
+        self.port = self._grpc.add_insecure_port("127.0.0.1:0")
+        self._grpc.start()
+
+    def GetModelStatus(self, request, context):  # noqa: N802, gRPC's name
+        self.refusals -= 1
+        if self.refusals >= 0:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "no healthy upstream")
+        return self._behind.GetModelStatus(request)
+
+    def close(self) -> None:
+        self._grpc.stop(0).wait()
+        self._channel.close()
+
+
+def test_waiting_goes_on_while_the_server_is_unavailable(model_dir, serve):
+    with contextlib.closing(StartingUp(serve(model_dir).port, refusals=12)) as proxy:  # more than gRPC itself retries
+        with RankClient(f"127.0.0.1:{proxy.port}") as client:
+            assert client.wait_until_ready() == 1
+        assert proxy.refusals < 0
+
+
+def test_waiting_ends_at_the_deadline(model_dir, serve):
+    with (
+        contextlib.closing(StartingUp(serve(model_dir).port, refusals=10**6)) as proxy,
+        RankClient(f"127.0.0.1:{proxy.port}") as client,
+        pytest.raises(ServingError, match="no healthy upstream|DEADLINE_EXCEEDED"),
+    ):
+        client.wait_until_ready(timeout_s=0.5)

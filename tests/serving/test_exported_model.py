@@ -1,5 +1,6 @@
 """A version as model/export writes it, behind the server: what a client of Freshet meets."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +68,9 @@ def client(server):
         yield client
 
 
-def test_heads_and_catalogue(client):
+def test_heads_fingerprint_and_catalogue(client):
     assert client.heads() == tuple(head.name for head in CONFIG.heads)
+    assert client.fingerprint() == CONFIG.fingerprint
     candidates = client.catalogue("user-3")
     assert candidates.known
     assert candidates.user_ids.tolist() == USERS.ids[3].tolist()
@@ -99,10 +101,14 @@ def test_raw_examples(server, connect):
     assert np.all((scores > 0) & (scores < 1))
 
 
-def test_the_next_version_is_picked_up(exported, server, client):
-    version = client.rank(USERS.ids[0], ITEMS.ids, k=3).version
-    written = write_version(exported, state(CONFIG, step=71), CONFIG)
-    assert written > version
-    assert server.versions.await_status(written, VersionState.AVAILABLE, 30)
-    ranking = client.rank(USERS.ids[0], ITEMS.ids, k=3)
+def test_the_next_version_is_picked_up(exported, tmp_path, serve):
+    directory = tmp_path / "models"
+    shutil.copytree(exported, directory)
+    server = serve(directory)
+    with RankClient(f"127.0.0.1:{server.port}", timeout_s=20) as client:
+        version = client.rank(USERS.ids[0], ITEMS.ids, k=3).version
+        written = write_version(directory, state(CONFIG, step=71), CONFIG)
+        assert written > version
+        assert server.versions.await_status(written, VersionState.AVAILABLE, 30)
+        ranking = client.rank(USERS.ids[0], ITEMS.ids, k=3)
     assert (ranking.version, ranking.shard_versions.tolist()) == (written, [71])

@@ -82,6 +82,14 @@ def test_default_signature_takes_raw_examples(stubs):
     np.testing.assert_allclose(tf.make_ndarray(response.outputs["scores"]), expected_scores(ids, step=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("garbage", [b"garbage", b"garbage\xff"])
+def test_an_example_that_cannot_be_parsed_is_the_clients_fault(stubs, garbage):
+    with refused(INVALID) as details:
+        stubs.predict(examples=np.array([garbage], object))
+    assert details().startswith("Could not parse example input, value: 'garbage")
+    assert "\n" not in details()
+
+
 def test_rank_orders_the_candidates(stubs):
     user = user_ids(3)
     ids = np.stack([item_ids(n) for n in range(ITEMS)])
@@ -249,6 +257,7 @@ def test_status_of_versions(stubs):
     assert [(s.version, s.state, s.status.error_code) for s in statuses] == [
         (1, get_model_status_pb2.ModelVersionStatus.AVAILABLE, 0)
     ]
+    assert statuses[0].HasField("status")
     request.model_spec.version.value = 4
     with refused(NOT_FOUND) as details:
         stubs.models.GetModelStatus(request)
@@ -258,3 +267,17 @@ def test_status_of_versions(stubs):
     with refused(NOT_FOUND) as details:
         stubs.models.GetModelStatus(request)
     assert details() == "Could not find any versions of model other"
+    request.model_spec.name = ""
+    with refused(NOT_FOUND) as details:
+        stubs.models.GetModelStatus(request)
+    assert details() == "Could not find any versions of model "
+    with refused(INVALID) as details:
+        stubs.models.GetModelStatus(get_model_status_pb2.GetModelStatusRequest())
+    assert details() == "Missing ModelSpec"
+
+
+def test_a_label_chooses_no_status(stubs):
+    request = get_model_status_pb2.GetModelStatusRequest()
+    request.model_spec.name = "freshet"
+    request.model_spec.version_label = "canary"
+    assert [s.version for s in stubs.models.GetModelStatus(request).model_version_status] == [1]

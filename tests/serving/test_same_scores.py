@@ -12,19 +12,23 @@ from model.catalogue import Catalogue
 from model.export import export_state, write_version
 from model.featuriser import Featuriser
 from model.trainer import ExampleBatch, Trainer
+from schemas.config import Head
 from schemas.slots import OptimizerConfig
 from tests.model.feature_examples import CONFIG as EVERY_KIND
 from tests.model.feature_examples import columns_of, example_of
 
+ADAM = OptimizerConfig("adam", learning_rate=0.05)
 CONFIG = replace(
     EVERY_KIND,
+    model=replace(EVERY_KIND.model, dense_learning_rate=0.05),
+    heads=(*EVERY_KIND.heads, Head("like", "like", 120.0)),
     slots=tuple(
         replace(
             slot,
             admission=3 if slot.kind == "id" else 1,
             ttl_s=60 if slot.name == "country" else None,
             init_scale=0.3,
-            optimizer=OptimizerConfig(learning_rate=0.2),
+            optimizer=ADAM if slot.name == "tags" else OptimizerConfig(learning_rate=0.2),
         )
         for slot in EVERY_KIND.slots
     ),
@@ -92,10 +96,10 @@ def answers(tmp_path_factory):
     featuriser, trainer = Featuriser(CONFIG), Trainer(CONFIG, seed=5)
     for step in range(12):
         ids = featuriser.featurise(columns_of(rows(64, step), CONFIG), side=None)
-        labels = (ids.sum(axis=1, keepdims=True) % 2).astype(np.float32)
+        labels = np.stack([ids.sum(axis=1) % 2, ids[:, 0] % 5 == 0], axis=1).astype(np.float32)
         trainer.learn(ExampleBatch(ids, labels, np.ones_like(labels), np.ones(64, bool), np.full(64, 1000 * step)))
     seen_once = featuriser.featurise(columns_of([UNUSUAL[-1]], CONFIG), side=None)
-    one = np.ones((1, 1), np.float32)
+    one = np.ones((1, 2), np.float32)
     trainer.learn(ExampleBatch(seen_once, one, one, np.ones(1, bool), np.array([13_000])))
     # A country is seen again after all others have outlived their time, in a step too short for the clock hand to pass them.
     late = featuriser.featurise(columns_of([{"country": "DE"}], CONFIG), side=None)
@@ -123,7 +127,10 @@ def answers(tmp_path_factory):
 def test_from_ids(answers):
     found, wanted, *_ = answers
     assert not found["freshet"]
-    assert len(np.unique(np.round(wanted, 6))) > 30
+    assert wanted.shape[1] == 2
+    for head in range(2):
+        assert len(np.unique(np.round(wanted[:, head], 6))) > 30
+    assert np.abs(wanted[:, 0] - wanted[:, 1]).mean() > 0.1
     np.testing.assert_allclose(found["from_ids"], wanted, atol=1e-5)
 
 
@@ -135,9 +142,10 @@ def test_from_raw_examples(answers):
 def test_ranking(answers):
     found, _, ids, _, trainer = answers
     rows_of_user = np.concatenate([np.tile(ids[0, : CONFIG.user_width], (len(ids), 1)), ids[:, CONFIG.user_width :]], axis=1)
-    wanted = 1 / (1 + np.exp(-trainer.predict(rows_of_user)[:, 0].astype(np.float64)))
-    np.testing.assert_allclose(found["scores_0"], np.sort(wanted)[::-1][:5], atol=1e-5)
-    np.testing.assert_allclose(wanted[found["ranked_0"]], found["scores_0"], atol=1e-5)
+    wanted = 1 / (1 + np.exp(-trainer.predict(rows_of_user).astype(np.float64)))
+    for head in range(2):
+        np.testing.assert_allclose(found[f"scores_{head}"], np.sort(wanted[:, head])[::-1][:5], atol=1e-5)
+        np.testing.assert_allclose(wanted[found[f"ranked_{head}"], head], found[f"scores_{head}"], atol=1e-5)
 
 
 def test_a_row_past_its_time_is_in_the_table_still(answers):

@@ -1,5 +1,6 @@
 """New, broken, repaired and withdrawn versions, while requests run."""
 
+import os
 import shutil
 import threading
 
@@ -12,7 +13,9 @@ from serving_models import WIDTH, expected_scores, publish
 from tensorflow_serving.apis import get_model_status_pb2
 
 from serving.errors import RequestError
+from serving.folders import fingerprint
 from serving.metrics import Metrics
+from serving.session import LoadedModel
 from serving.versions import ENDED_VERSIONS_KEPT, VersionManager, VersionState
 
 DEADLINE_S = 30
@@ -128,7 +131,7 @@ def test_a_broken_version_keeps_the_old_one(written, model_dir, serve, connect, 
     assert stubs.predict("predict", ids=IDS).model_spec.version.value == 2
 
 
-def test_a_broken_version_is_tried_again_only_when_it_changes(model_dir, manager, caplog):
+def test_a_broken_version_is_tried_again_at_once_when_it_changes(model_dir, manager, caplog):
     broken = model_dir / "2"
     broken.mkdir()
     (broken / "saved_model.pb").write_bytes(b"not a graph")
@@ -141,6 +144,45 @@ def test_a_broken_version_is_tried_again_only_when_it_changes(model_dir, manager
     failures = [record for record in caplog.records if record.getMessage() == "version does not load"]
     assert len(failures) == 2
     assert failures[1].still_serving == 1
+
+
+def test_a_failure_that_passes_without_a_trace_is_tried_again(written, model_dir, serve, connect, caplog):
+    """As of a disk that did not answer: the folder looks the same when it loads as when it did not."""
+    server = serve(model_dir)
+    good = written[2] / "saved_model.pb"
+    shutil.copytree(written[2], model_dir / ".2")
+    graph = model_dir / ".2" / "saved_model.pb"
+    replace_unseen(graph, bytes(graph.stat().st_size))
+    (model_dir / ".2").rename(model_dir / "2")
+    assert server.versions.await_status(2, VersionState.END, DEADLINE_S)
+    replace_unseen(model_dir / "2" / "saved_model.pb", good.read_bytes())
+    assert server.versions.await_status(2, VersionState.AVAILABLE, DEADLINE_S)
+    assert connect(server.port).predict("predict", ids=IDS).model_spec.version.value == 2
+    failures = [record for record in caplog.records if record.getMessage() == "version does not load"]
+    assert len(failures) == 1
+
+
+def replace_unseen(path, content):
+    """Write a file whose name, size and time stay as they were."""
+    before = fingerprint(path.parent)
+    stat = path.stat()
+    aside = path.parent.parent / ".aside"
+    aside.write_bytes(content)
+    os.utime(aside, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    aside.replace(path)
+    assert fingerprint(path.parent) == before
+
+
+def test_tries_come_ever_more_seldom(model_dir, manager, monkeypatch):
+    (model_dir / "2").mkdir()
+    now, tries = 0.0, []
+    monkeypatch.setattr("serving.versions.time.monotonic", lambda: now)
+    load = LoadedModel.load
+    monkeypatch.setattr(LoadedModel, "load", lambda path, version: tries.append((now, version)) or load(path, version))
+    while now < 200:
+        manager.poll()
+        now += 0.5
+    assert [at for at, version in tries if version == 2] == [0, 1, 3, 7, 15, 31, 63, 123, 183]
 
 
 def test_the_newest_that_loads_is_served_at_start(written, model_dir, manager):
