@@ -342,15 +342,17 @@ def reads_of(monkeypatch):
 def test_manifests_are_read_once_however_often_old_files_are_collected(tmp_path, monkeypatch):
     one, cells = shard(tmp_path, snapshot_interval_s=0.0), Cells()
     manifests = [process(one, cells, batch(first, first + 10))[1] for first in range(0, 100, 10)]
+    one._bases.wait()
+    merging = one._bases.stem
     files = {path.name for path in one.files.directory.iterdir()}
     names = reads_of(monkeypatch)
-    assert one.files.collect(manifests[-1], 3600.0) == 0
+    assert one.files.collect(manifests[-1], 3600.0, merging) == 0
     assert names == []
     # Another process knows none of them yet.
     other = StateFiles(tmp_path, 0)
-    assert other.collect(manifests[-1], 3600.0) == 0
+    assert other.collect(manifests[-1], 3600.0, merging) == 0
     assert sorted(names) == [manifest.name for manifest in manifests]
-    assert other.collect(manifests[-1], 3600.0) == 0
+    assert other.collect(manifests[-1], 3600.0, merging) == 0
     assert len(names) == len(manifests)
     assert {path.name for path in one.files.directory.iterdir()} == files
     assert other.newest()[0] == manifests[-1]
