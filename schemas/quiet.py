@@ -17,6 +17,8 @@ def quiet_imports() -> Iterator[None]:
     start, while it has one thread.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # TensorFlow would import Keras, and with it Matplotlib: two seconds of every start, for what no command of ours uses.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     for name in ("tensorflow", "absl"):  # the session loader is called deprecated each time, a table's name unsupported
         logging.getLogger(name).setLevel(logging.ERROR)
     sys.stderr.flush()
