@@ -1,7 +1,6 @@
 """The main job in processes of its own: a whole run, and runs that are killed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
