@@ -191,6 +191,7 @@ class Trainer:
             SnapshotError: it is of another configuration.
         """
         dense = Widening.of(state, self.config).dense(state.whole["dense"])
+        # Hidden layers are no part of the fingerprint: logs do not mind them.
         size = dense["theta"].size
         if size != self.network.layout.size:
             raise SnapshotError(

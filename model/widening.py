@@ -18,7 +18,7 @@ from schemas.slots import Side
 
 from .catalogue import ITEMS, USERS, entries_of
 from .dense import DenseLayout
-from .snapshot import Increment, KeyedPart, matrix_column
+from .snapshot import Increment, KeyedPart, SnapshotError, matrix_column
 
 #: The kernel that reads the slots' embeddings; a name in a lagged copy's state ends in it.
 _FIRST_KERNEL = "kernel_0"
@@ -38,9 +38,19 @@ class Widening:
 
     @classmethod
     def of(cls, state: Increment, config: FeatureConfig) -> Widening:
-        """From the configuration of a trainer's state, or from ``config`` itself if it did not grow from that one."""
+        """From the configuration of a trainer's state to ``config``.
+
+        Raises:
+            SnapshotError: ``config`` neither is that one nor has grown from it.
+        """
         fingerprint = int(state.whole["trainer"]["fingerprint"][0])
-        return cls(config.grown_from(fingerprint) or config, config)
+        old = config.grown_from(fingerprint)
+        if old is None:
+            raise SnapshotError(
+                f"a state of feature configuration {fingerprint}, which {config.name!r} ({config.fingerprint}) has not grown "
+                "from: use the configuration it was made with"
+            )
+        return cls(old, config)
 
     @cached_property
     def grown(self) -> bool:

@@ -74,10 +74,13 @@ class Bases:
         merging, self._merging = self._merging, None
         try:
             return (merging.base.result(), *segments[merging.segments :])
-        except (OSError, SnapshotError) as error:
+        except Exception as error:  # memory that ran out, say: whatever it was, the segments are as good
             self.failures += 1
             self._due = time.monotonic() + self._again_s
-            log.error("merging state files failed", extra={"shard": self._files.shard, "reason": str(error)})
+            known = isinstance(error, OSError | SnapshotError)
+            reason = str(error) or type(error).__name__
+            extra = {"shard": self._files.shard, "reason": reason}
+            log.error("merging state files failed", extra=extra, exc_info=None if known else error)
             return segments
 
     def forget(self) -> None:

@@ -28,7 +28,8 @@ def check_configuration(config: TrainConfig) -> None:
         # Records know nothing of a model but its dimension, which is part of their fingerprint.
         model = dataclasses.replace(config.features.model, dim=made.model.dim)
         _compare(logs, dataclasses.replace(made, model=model), config.features)
-    if state.exists():
+    # Without a manifest nothing was made with it: a first run that was stopped at once binds nobody.
+    if state.exists() and _newest_fingerprint(config.state_dir) is not None:
         _compare(state, load_config(state), config.features)
 
 

@@ -269,6 +269,8 @@ class JoinAndLearn:
         self.growth.load(whole["growth"])
         self.dead.load(whole["dead_letters"])
         self._scored, self._synced = (int(x) for x in whole["learn"]["numbers"])
+        if widening.grown:
+            self._synced = 0  # a copy of the configuration before cannot follow, and one of this has nothing yet
         self._scored_by_arms = self._scored
         self.learned = Learned(self.trainer.version, self.trainer.newest_event_ms)
         self._cut = self.trainer.version

@@ -179,6 +179,9 @@ class Shard(Generic[T]):
         self.version = Version(found[0].version if found else 0, "")
         if found:
             durable.rebase(self.version, found[0].name)
+        if self._manifest is not None:
+            # A job that ends before its first interval writes one manifest: a base is due for its increments all the same.
+            self._bases.start_if_due(self._manifest)
 
     def _restore(self, durable: Durable, recorded: Version) -> None:
         self.counts.restores += 1
@@ -260,7 +263,8 @@ class Shard(Generic[T]):
         durable.rebase(self.version, manifest.name)
         self._inputs_bytes = 0
         self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
-        self._bases.start_if_due(manifest)
+        if not final:  # nobody would name it any more, and the process would wait for it at its end
+            self._bases.start_if_due(manifest)
         self._collect(manifest)
         return manifest
 
@@ -268,6 +272,8 @@ class Shard(Generic[T]):
         assert self.step is not None
         stem = f"{version.applied:012d}-{version.token}"
         entries = self.files.write_segment(stem, self.step.increment())
+        if self._final is not Final.NO:
+            self._bases.wait()  # as the process would at its end
         before = self._bases.merged(self._manifest.segments) if self._manifest else ()
         self.counts.merge_failures = self._bases.failures
         manifest = Manifest(

@@ -153,7 +153,9 @@ class WritePredictions(beam.DoFn):
             for other in folder.glob(f"{shard:03d}-*.parquet"):
                 if other.name >= path.name:
                     other.unlink()
-        if data is not None:
+        if data is None:
+            path.unlink(missing_ok=True)  # another process may have had the shard, and cut its batches elsewhere
+        else:
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             temporary.write_bytes(data)
             temporary.rename(path)

@@ -129,6 +129,8 @@ class StateFiles:
             manifest = Manifest(segments=segments, positions=positions, **fields)
         except FileNotFoundError as error:
             raise StateError(f"{path}: gone; start anew with the same --state_dir, from the newest manifest left") from error
+        except OSError as error:
+            raise StateError(f"{path}: cannot be read ({error.strerror}); make it readable or remove it") from error
         except (ValueError, TypeError, KeyError) as error:
             raise StateError(f"{path}: not a manifest ({error}); restore the file or remove it") from error
         self._stems[name] = _stems(manifest)
@@ -221,7 +223,7 @@ class StateFiles:
                 self.read(name)
             except StateError as error:
                 log.warning("manifest passed over", extra={"manifest": name, "reason": str(error)})
-                return ()
+                self._stems[name] = ()  # told once, not at every snapshot as long as it is kept
         return self._stems[name]
 
 

@@ -57,8 +57,7 @@ class Windows:
         """
         full = False
         while labels.size:
-            # A state of a wider window may have met more already.
-            room = max(self._window - int(self._current[self._arms[0]].count), 1)
+            room = self._window - int(self._current[self._arms[0]].count)
             for a, arm in enumerate(self._arms):
                 self._current[arm].update(logits[:room, a], labels[:room])
             self._newest_ms = int(time_ms[:room][-1])

@@ -160,9 +160,14 @@ def test_what_has_expired_and_what_is_let_go_next_are_the_same_after_a_restore(t
 
 def test_a_snapshot_of_another_model_or_a_cut_file_is_refused(tmp_path):
     entries = learned(2).snapshot(tmp_path / "snapshot")
-    wider = replace(CONFIG, heads=(*CONFIG.heads, Head("share", "share", 60.0)))
+    deeper = replace(CONFIG, model=replace(CONFIG.model, hidden=(*CONFIG.model.hidden, 8)))
     with pytest.raises(SnapshotError, match="dense parameters instead of .*use the configuration they were made with"):
-        Trainer(wider).restore(tmp_path / "snapshot", entries)
+        Trainer(deeper).restore(tmp_path / "snapshot", entries)
+    more_heads = replace(CONFIG, heads=(*CONFIG.heads, Head("share", "share", 60.0)))
+    rarer = replace(CONFIG, slots=tuple(replace(slot, admission=slot.admission + 1) for slot in CONFIG.slots))
+    for other in (more_heads, rarer):
+        with pytest.raises(SnapshotError, match="has not grown from: use the configuration it was made with"):
+            Trainer(other).restore(tmp_path / "snapshot", entries)
     file = max((tmp_path / "snapshot").iterdir(), key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(SnapshotError, match=file.name):

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from small_logs import ACTIONS, CONFIG, START_MS, batches_of, world, write, write_world
 
+from model.delta import Delta
+from model.lagged_copy import LaggedCopy
 from model.snapshot import merge, read_increment, write_increment
+from model.trainer import Trainer
 from model.widening import Widening
 from pipelines import train
 from pipelines.arms import ARMS
@@ -17,6 +20,7 @@ from pipelines.learn_config import LearnConfig
 from pipelines.merge import MergedLogs
 from pipelines.state_files import StateFiles
 from schemas.config import Slot, load_config
+from schemas.log_files import PartitionReader
 from schemas.process import UserError
 
 REQUESTS = 300
@@ -109,7 +113,7 @@ def test_a_job_goes_on_with_slots_appended(logs, tmp_path):
     parts = [
         [[r for r in records if (r["time_ms"] < cut_ms) == early] for records in (shown, acted)] for early in (True, False)
     ]
-    more = ("--arms", "frozen", "--model_dir", str(tmp_path / "models"))
+    more = ("--arms", "frozen", "--model_dir", str(tmp_path / "models"), "--parameter_log", str(tmp_path / "parameters"))
     for config, part in zip((CONFIG, WIDER), parts, strict=True):
         for topic, records in zip(("features", "actions"), part, strict=True):
             write(tmp_path / "logs", topic, records)
@@ -127,6 +131,16 @@ def test_a_job_goes_on_with_slots_appended(logs, tmp_path):
     assert_same_table(state, StateFiles(tmp_path / "other" / "state", 0).newest()[1])
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert (figures["examples"], figures["dead_letters"]) == (3 * REQUESTS, 0)
+    # A copy of the new configuration can follow from its first delta on.
+    deltas = list(map(Delta.from_record, PartitionReader(tmp_path / "parameters", "parameters", 0).read(100).records))
+    copy, trainer = LaggedCopy(WIDER), Trainer(WIDER)
+    for delta in deltas:
+        if delta.fingerprint == WIDER.fingerprint:
+            copy.apply(delta)
+    trainer.load(state)
+    ids = Widening(CONFIG, WIDER).ids(np.concatenate([batch.ids(CONFIG.width) for batch in batches_of(logs)]))
+    assert copy.version == trainer.version > 0
+    np.testing.assert_array_equal(copy.predict(ids), trainer.predict(ids))
     # Back to fewer slots is another configuration.
     with pytest.raises(UserError, match=r"state/feature_config.toml: .*slot 'country' is gone.*; slot 'words' is gone"):
         train.run([*arguments(tmp_path / "logs", tmp_path), *with_config(CONFIG, tmp_path)])
@@ -169,6 +183,14 @@ def test_a_changed_configuration_is_refused_with_the_difference(logs, learned, t
     if "model" not in change:
         with pytest.raises(UserError, match=rf"{logs}/feature_config.toml: .*{said}.*start anew$"):
             train.run([*arguments(logs, tmp_path), *changed])
+
+
+def test_a_state_without_a_manifest_binds_nobody(logs, tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, hidden=(16,))).dump(state / "feature_config.toml")
+    assert train.run(arguments(logs, tmp_path)) == 0
+    assert load_config(state / "feature_config.toml") == CONFIG
 
 
 def test_logs_do_not_mind_another_model(logs, tmp_path):

@@ -175,16 +175,6 @@ def test_restored_windows_go_on_as_if_nothing_had_happened(stream, undisturbed, 
         np.testing.assert_allclose(restored.state()[name], array, rtol=1e-12)
 
 
-def test_narrower_windows_after_a_restart_lose_no_example(stream):
-    """The state of wider windows holds more than a window already."""
-    before = fed(stream, Windows(ARMS, 100), 0, 190)
-    after = Windows(ARMS, 20)
-    after.load(before.state())
-    fed(stream, after, 190, 400)
-    assert [window["examples"] for window in after.figures()] == [100, 91, *[20] * 10]
-    assert [window["end_ms"] for window in after.figures()][-1] == 100 * 390
-
-
 class Table:
     """The size of a table of one row an example."""
 

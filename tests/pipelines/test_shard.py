@@ -239,6 +239,18 @@ def test_increments_merge_into_a_base_and_old_files_go(tmp_path):
     assert state.keyed["tally"].rows.num_rows == 400
 
 
+def test_jobs_that_end_before_their_first_interval_get_bases_too(tmp_path):
+    """Each process writes its final manifest alone."""
+    for first in range(0, 200, 10):
+        one = shard(tmp_path)
+        process(one, Cells(), batch(first, first + 10, Final.STOP))
+        assert one._bases.stem is None  # nothing is begun that nobody would name
+    assert len(one._manifest.segments) < 10
+    again = shard(tmp_path)
+    process(again, Cells(), batch(200, 210))
+    assert again.step.times == dict.fromkeys(range(210), 1)
+
+
 def in_the_way(one, stem):
     """A directory where the shard's next file of that stem would be: the system refuses, whoever asks."""
     path = one.files.directory / f"{stem}-tally.keyed.arrow"
@@ -294,6 +306,22 @@ def test_a_merge_that_fails_costs_no_snapshot_and_comes_again(tmp_path, caplog, 
         process(one, cells, batch(at, at + 10))
         at += 10
         one._bases.wait()
+    again = shard(tmp_path)
+    process(again, Cells(), batch(at, at + 10))
+    assert again.step.times == dict.fromkeys(range(at + 10), 1)
+
+
+def test_memory_that_runs_out_in_a_merge_costs_no_snapshot(tmp_path, monkeypatch, caplog):
+    def out_of_memory(manifest):
+        raise MemoryError
+
+    one, cells, at = shard(tmp_path, snapshot_interval_s=0.0), Cells(), 0
+    monkeypatch.setattr(one.files, "load", out_of_memory)
+    while not one.counts.merge_failures:
+        process(one, cells, batch(at, at + 10))
+        one._bases.wait()
+        at += 10
+    assert "MemoryError" in next(record for record in caplog.records if "merging" in record.message).reason
     again = shard(tmp_path)
     process(again, Cells(), batch(at, at + 10))
     assert again.step.times == dict.fromkeys(range(at + 10), 1)
