@@ -19,6 +19,10 @@ from bench.story import Story
 from schemas.process import CommandParser, UserError, run_main
 
 _TEMPLATE = Path(__file__).with_name("report.html")
+_FIGURES = frozenset(
+    """actions arms bad_steps dead_letters duplicates evaluated_from_ms examples first_event_ms growth heads impressions late
+    model_version newest_learned_ms table_bytes table_rows unmatched windows""".split()  # noqa: SIM905, a list of 18 would be as many lines
+)
 
 
 def render(metrics: Metrics, story: Story | None = None) -> str:
@@ -67,14 +71,14 @@ def read_metrics(path: Path) -> Metrics:
     """A metrics file.
 
     Raises:
-        UserError: it is missing, or holds something else.
+        UserError: it is missing, holds something else, or lacks a figure, as one of an older version may.
     """
     remedy = "give the file that pipelines.train --metrics_json wrote"
     try:
         metrics = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as metrics ({error}): {remedy}") from error
-    missing = {"arms", "heads", "windows", "growth"} - (metrics.keys() if isinstance(metrics, dict) else set())
+    missing = _FIGURES - (metrics.keys() if isinstance(metrics, dict) else set())
     if missing:
         raise UserError(f"{path} has no {' or '.join(sorted(missing))}: {remedy}")
     return metrics
