@@ -55,7 +55,7 @@ def test_segments_end_at_segment_bytes(tmp_path):
     assert read_all(tmp_path)[0] == RECORDS
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(max_records=st.integers(1, 700), segments=st.integers(1, 8), block_bytes=st.integers(1, 8 << 10))
 def test_any_size_of_reads_gives_the_same_records_and_offsets(tmp_path_factory, max_records, segments, block_bytes):
     root = tmp_path_factory.mktemp("log")
