@@ -8,7 +8,6 @@ page is one file that needs no network, for light and dark, wide screens and nar
 
 import argparse
 import json
-import os
 from html import escape
 from pathlib import Path
 from string import Template
@@ -16,6 +15,7 @@ from string import Template
 from bench import sections
 from bench.figures import Metrics
 from bench.story import Story
+from schemas.files import replace_file
 from schemas.process import CommandParser, UserError, run_main
 
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -59,10 +59,7 @@ def write_report(metrics: Metrics, story: Story | None, out: Path) -> None:
     """
     page = render(metrics, story)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = out.with_name(f".{out.name}.{os.getpid()}")
-        draft.write_text(page)
-        draft.replace(out)
+        replace_file(out, page)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}): give --out another file") from error
 

@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_examples import RECORDS, TOPIC, blocks_of, changed, foreign, read_all, write
 
-from schemas.log_files import (
-    LogHoleError,
-    LogWriter,
-    PartitionReader,
-    list_partitions,
-    partition_of,
-    partitions_of,
-)
+from schemas.log_files import LogWriter, PartitionReader, partition_of, partitions_of
+from schemas.log_segments import LogHoleError, list_partitions
 from schemas.process import UserError
 
 KILLED = """
