@@ -8,7 +8,6 @@ page is one file that needs no network, for light and dark, wide screens and nar
 
 import argparse
 import json
-import os
 from html import escape
 from pathlib import Path
 from string import Template
@@ -16,9 +15,14 @@ from string import Template
 from bench import sections
 from bench.figures import Metrics
 from bench.story import Story
+from schemas.files import replace_file
 from schemas.process import CommandParser, UserError, run_main
 
 _TEMPLATE = Path(__file__).with_name("report.html")
+_FIGURES = frozenset(
+    """actions arms bad_steps dead_letters duplicates evaluated_from_ms examples first_event_ms growth heads impressions late
+    model_version newest_learned_ms table_bytes table_rows unmatched windows""".split()  # noqa: SIM905, a list of 18 would be as many lines
+)
 
 
 def render(metrics: Metrics, story: Story | None = None) -> str:
@@ -55,10 +59,7 @@ def write_report(metrics: Metrics, story: Story | None, out: Path) -> None:
     """
     page = render(metrics, story)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = out.with_name(f".{out.name}.{os.getpid()}")
-        draft.write_text(page)
-        draft.replace(out)
+        replace_file(out, page)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}): give --out another file") from error
 
@@ -67,14 +68,14 @@ def read_metrics(path: Path) -> Metrics:
     """A metrics file.
 
     Raises:
-        UserError: it is missing, or holds something else.
+        UserError: it is missing, holds something else, or lacks a figure, as one of an older version may.
     """
     remedy = "give the file that pipelines.train --metrics_json wrote"
     try:
         metrics = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as metrics ({error}): {remedy}") from error
-    missing = {"arms", "heads", "windows", "growth"} - (metrics.keys() if isinstance(metrics, dict) else set())
+    missing = _FIGURES - (metrics.keys() if isinstance(metrics, dict) else set())
     if missing:
         raise UserError(f"{path} has no {' or '.join(sorted(missing))}: {remedy}")
     return metrics

@@ -5,7 +5,6 @@ A directory appears under its final name only when it is whole, as model servers
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from schemas.config import FeatureConfig
+from schemas.files import sync_path
 
 from .catalogue import ITEMS, NAME_BITS, USERS, Entries, entries_of
 from .dense import DenseLayout
@@ -89,7 +89,7 @@ def write_version(models: Path, state: ExportState, config: FeatureConfig, keep:
     shutil.rmtree(temporary, ignore_errors=True)
     save_model(temporary, state, config)
     temporary.rename(models / str(version))
-    _sync(models)
+    sync_path(models)
     for old in sorted(_versions(models))[:-keep]:
         shutil.rmtree(models / str(old))
     return version
@@ -115,7 +115,7 @@ def save_model(path: Path, state: ExportState, config: FeatureConfig) -> None:
     )
     (path / _GRAPH).write_bytes(template.graph)
     for file in (*path.rglob("*.*"), path / "variables", path):
-        _sync(file)
+        sync_path(file)
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,3 @@ def _table(name: str, keys: np.ndarray, first: int, capacity: int) -> dict[str, 
 
 def _versions(models: Path) -> list[int]:
     return [int(path.name) for path in models.iterdir() if path.is_dir() and re.fullmatch(r"\d+", path.name)]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from schemas.files import sync_path
 from schemas.process import UserError
 
 _COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -70,11 +71,7 @@ def write_increment(directory: str | os.PathLike[str], stem: str, increment: Inc
         entries.append(_write(folder / f"{stem}-{name}.keyed.arrow", table))
     for name, arrays in increment.whole.items():
         entries.append(_write(folder / f"{stem}-{name}.whole.arrow", _arrays_to_table(arrays)))
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_path(folder)
     return entries
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from schemas.config import FeatureConfig
-from schemas.log_files import PartitionReader, list_partitions
+from schemas.log_files import PartitionReader
+from schemas.log_segments import list_partitions
 
 from .batches import START, EventBatch, Final, Position, Span, empty_events
 from .decode import ActionsDecoder, Decoder, FeaturesDecoder

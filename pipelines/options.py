@@ -9,7 +9,7 @@ from pathlib import Path
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from schemas.config import FeatureConfig, load_config
-from schemas.log_files import list_partitions
+from schemas.log_segments import list_partitions
 from schemas.process import UserError
 
 from .arms import ARMS, arms_named

@@ -26,12 +26,14 @@ from model.export import export_state, write_version
 from model.snapshot import SnapshotError
 from schemas.avro import Record, encode_body
 from schemas.config import FeatureConfig
-from schemas.log_files import LogWriter, PartitionReader, newest_segment
+from schemas.files import replace_file, sync_path
+from schemas.log_files import LogWriter, PartitionReader
+from schemas.log_segments import newest_segment
 from schemas.process import UserError
 
 from .failures import noted
 from .outputs import DeadLetter, Metrics, Predictions, SnapshotRef
-from .state_files import StateFiles, sync_directory
+from .state_files import StateFiles
 
 _PARAMETERS = "parameters"
 #: Bytes looked at first for the last line of a file: a line is seldom longer.
@@ -49,14 +51,6 @@ def reset() -> None:
     with _written_lock:
         _written.clear()
         _newest.clear()
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.rename(path)
 
 
 class WriteMetrics(beam.DoFn):
@@ -103,7 +97,7 @@ class WriteDeadLetters(beam.DoFn):
             file.flush()
             os.fsync(file.fileno())
         if new:
-            sync_directory(path.parent)
+            sync_path(path.parent)
 
 
 def _lines_written(file: IO[bytes]) -> int:

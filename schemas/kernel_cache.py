@@ -3,6 +3,10 @@
 Numba compares only the file that a kernel stands in, but a kernel inlines functions and constants of other files. After an
 edit there, or a pull, those that look keys up would run the new code and those that put them in the old: keys would be lost
 without a word. So any change to a file of the rooms that have kernels, or that they draw on, compiles them all anew.
+
+A process looks at the sources once, when it imports the first of `model` and `pipelines`: an edit after that is seen by the
+next process. A module that is edited after that look, but before this process has imported it, is compiled as it now is into
+the folder of what was: edit nothing while a process starts.
 """
 
 from __future__ import annotations
@@ -36,10 +40,17 @@ def use_kernel_cache() -> None:
         return
     base = writable_base(_bases())
     folder = base / digest_of(source_files(_ROOT / room for room in _ROOMS))
-    folder.mkdir(exist_ok=True)
-    os.utime(folder)
+    mark_used(folder)
     prune(base, kept=_KEPT, older_than_s=_IN_USE_S)
     numba.config.CACHE_DIR = str(folder)
+
+
+def mark_used(folder: Path) -> None:
+    """Make the folder, or make it as young as a new one, even if another process is about to prune it."""
+    try:
+        os.utime(folder)
+    except FileNotFoundError:
+        folder.mkdir(exist_ok=True)  # young by itself, whichever process makes it: nobody prunes it now
 
 
 def source_files(folders: Iterable[Path]) -> list[Path]:

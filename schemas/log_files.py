@@ -30,31 +30,17 @@ from schemas.avro_blocks import (
     parse_frame,
     parse_header,
 )
+from schemas.files import sync_path
 from schemas.log_segments import (
-    LogHoleError,
     Segment,
     SegmentFinder,
     last_segment,
-    list_partitions,
-    newest_segment,
     partition_folder,
     segment_bases,
     segment_path,
     strangers,
 )
 from schemas.process import UserError
-
-__all__ = [
-    "Chunk",
-    "Fault",
-    "LogHoleError",
-    "LogWriter",
-    "PartitionReader",
-    "list_partitions",
-    "newest_segment",
-    "partition_of",
-    "partitions_of",
-]
 
 _RAW_LIMIT = 64 << 10  # of a fault's bytes: enough to see what it was
 _HEADER_LIMIT = 1 << 20
@@ -184,17 +170,9 @@ class LogWriter:
         size = file.tell()
         file.close()
         self._unfinished.rename(segment_path(self._folder, self._base))
-        _sync_folder(self._folder)
+        sync_path(self._folder)
         self._file = None
         self._base += size
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class PartitionReader:

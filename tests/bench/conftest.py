@@ -1,6 +1,7 @@
 """Metrics of a short run, made by the pipeline's own step."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from schemas.config import load_config
 
 @pytest.fixture(scope="session")
 def simulator_config():
-    return load_config("schemas/simulator.toml")
+    return load_config(Path(__file__).parents[2] / "schemas" / "simulator.toml")
 
 
 @pytest.fixture(scope="session")

@@ -169,7 +169,31 @@ def test_command(metrics, tmp_path, capsys):
     assert [path.name for path in out.parent.iterdir()] == ["report.html"]
 
 
-@pytest.mark.parametrize(("text", "said"), [("{}", "has no arms or growth"), ("[]", "has no arms"), ("{", "cannot be read")])
+class Asked(dict):
+    """Metrics that note which figures a reader cannot do without."""
+
+    def __init__(self, metrics):
+        super().__init__(metrics)
+        self.names = set()
+
+    def __getitem__(self, name):
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+def test_a_file_that_lacks_a_figure_of_the_page_is_refused_in_one_line(metrics, tmp_path):
+    asked = Asked(metrics)
+    render(asked, story())
+    assert {"arms", "first_event_ms", "evaluated_from_ms", "newest_learned_ms"} < asked.names
+    file = tmp_path / "metrics.json"
+    for name in asked.names:
+        file.write_text(json.dumps({other: figure for other, figure in metrics.items() if other != name}))
+        with pytest.raises(UserError, match=rf"has no {name}: give the file") as refused:
+            read_metrics(file)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("text", "said"), [("{}", "no actions or arms"), ("[]", "no actions"), ("{", "cannot be read")])
 def test_other_files_are_refused_in_one_line(tmp_path, text, said):
     file = tmp_path / "metrics.json"
     file.write_text(text)

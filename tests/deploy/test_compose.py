@@ -1,5 +1,6 @@
 """The compose file: its names and ports are those of the commands, and its health check tells a served model from none."""
 
+import json
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -40,8 +41,13 @@ def health(service, port):
     return subprocess.run(command, timeout=20, check=False, capture_output=True).returncode
 
 
-@pytest.mark.parametrize(("state", "healthy"), [("AVAILABLE", True), ("LOADING", False), (None, False)])
-def test_it_is_healthy_once_a_version_is_served(service, state, healthy):
+@pytest.mark.parametrize(
+    ("state", "error", "healthy"),
+    [("AVAILABLE", "OK", True), ("LOADING", "OK", False), ("END", "UNAVAILABLE", False), (None, "", False)],
+)
+def test_it_is_healthy_once_a_version_is_served(service, state, error, healthy):
+    version = {"version": "3", "state": state, "status": {"error_code": error, "error_message": ""}}
+
     class Status(BaseHTTPRequestHandler):
         """TensorFlow Serving's answer to who asks for the state of its model."""
 
@@ -49,9 +55,7 @@ def test_it_is_healthy_once_a_version_is_served(service, state, healthy):
             found = self.path == f"/v1/models/{service['environment']['MODEL_NAME']}" and state is not None
             self.send_response(200 if found else 404)
             self.end_headers()
-            self.wfile.write(
-                f'{{"model_version_status": [{{"version": "3", "state": "{state}"}}]}}'.encode() if found else b"{}"
-            )
+            self.wfile.write(json.dumps({"model_version_status": [version]} if found else {}).encode())
 
         def log_message(self, *_):
             pass

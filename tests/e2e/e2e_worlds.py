@@ -15,7 +15,8 @@ from pipelines.datasets.simulator import World
 from pipelines.request_log import RequestLogWriter
 from pipelines.state_files import StateFiles
 from schemas.config import FeatureConfig, Head, ModelConfig, Slot
-from schemas.log_files import LogWriter, PartitionReader, list_partitions
+from schemas.log_files import LogWriter, PartitionReader
+from schemas.log_segments import list_partitions
 
 ROOT = Path(__file__).parents[2]
 TOPICS = ("features", "actions")

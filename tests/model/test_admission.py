@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.admission import AdmissionSketch
@@ -8,7 +8,6 @@ from model.admission import AdmissionSketch
 IDS = np.arange(1, 9, dtype=np.int64) << 48 | 5
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=8, max_size=8), max_size=20))
 def test_few_ids_are_counted_exactly(rounds):
     sketch, exact = AdmissionSketch(1 << 12), np.zeros(8, np.int64)

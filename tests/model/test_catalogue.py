@@ -58,7 +58,7 @@ def histories(draw):
     return batches
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(histories(), st.data())
 def test_it_is_a_bounded_dict_of_the_newest_through_increments_and_restarts(batches, data):
     catalogue, plain, increments = Catalogue(CONFIG, MOST, MOST), Plain(), []

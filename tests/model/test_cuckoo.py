@@ -13,7 +13,7 @@ KEYS = st.lists((st.integers(-40, 40) | st.integers(0, 2**63 - 1)).filter(bool),
 MISS = -1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(["insert", "remove"]), KEYS), max_size=20))
 def test_it_is_a_dict(operations):
     index, plain, rows = CuckooIndex(4), {}, 0

@@ -24,7 +24,7 @@ from model.feature_ids import (
 from model.featuriser import Featuriser
 from schemas.config import FeatureConfig, Head, Slot
 
-GOLDEN = json.loads(Path("schemas/golden_ids.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((Path(__file__).parents[2] / "schemas" / "golden_ids.json").read_text(encoding="utf-8"))
 _63_BITS = (1 << 63) - 1
 keys = st.lists(st.integers(0, _63_BITS), min_size=1, max_size=20)
 
@@ -88,7 +88,7 @@ def test_the_mixer_gives_the_golden_vectors():
     assert [str(mixed) for mixed in mix63(ids)] == [vector["mixed"] for vector in GOLDEN["mix63"]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(keys)
 def test_the_mixer_is_one_bijection_everywhere(given_keys: list[int]):
     x = np.array(given_keys, np.int64)

@@ -175,7 +175,7 @@ rows = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows)
 def test_packed_rows_unpack_to_themselves(given_rows: list[dict[str, Any]]):
     for side in ("user", "item", None):
@@ -249,7 +249,7 @@ def test_records_from_before_a_slot_was_appended_unpack():
 
 def test_the_shipped_configurations_featurise():
     for name in ("kuairand", "movielens", "simulator"):
-        config = load_config(Path("schemas") / f"{name}.toml")
+        config = load_config(Path(__file__).parents[2] / "schemas" / f"{name}.toml")
         ids = Featuriser(config).featurise(columns_of([{}, {}], config), None)
         scalar = ~np.array([slot.is_bag for slot in config.slot_order])[config.column_slot]
         assert (ids[:, scalar] & VALUE_MASK == MISSING_VALUE).all(), name

@@ -61,7 +61,7 @@ def graph_ids(in_graph: tf.types.experimental.ConcreteFunction, given_rows: list
     return in_graph(tf.constant([example_of(row) for row in given_rows], tf.string)).numpy()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(given_rows=st.lists(rows, min_size=1, max_size=8))
 def test_the_graph_gives_the_featurisers_ids(in_graph, given_rows):
     expected = FEATURISER.featurise(columns_of(given_rows), None)

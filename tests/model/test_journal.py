@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.journal import Journal
@@ -15,7 +15,6 @@ def touch(journal: Journal, rows: list[int], version: int) -> None:
 OPERATION = st.tuples(st.sampled_from(["touch", "touch", "remove", "trim"]), st.lists(st.integers(1, ROWS - 1), max_size=5))
 
 
-@settings(deadline=None)
 @given(st.lists(OPERATION, max_size=30), st.integers(1, 31))
 def test_readers_get_what_happened_since_their_version(operations, behind):
     journal, touched, removed, trimmed = Journal(4), [], [], 0

@@ -1,7 +1,7 @@
 """From a batch's ids to pooled slots and back: distinct ids, their occurrences, pooling and its transpose."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model.table_checks import (
@@ -20,7 +20,6 @@ from tests.model.table_checks import (
 MEAN = np.array([slot.pooling == "mean" for slot in SLOTS])
 
 
-@settings(deadline=None)
 @given(batches())
 def test_dedup_names_distinct_ids_by_first_appearance(values):
     ids = ids_of(values)
@@ -49,7 +48,6 @@ def test_count_leaves_out_rows_that_came_before():
     assert (by_id[feature_id(USER, 1)], by_id[tag[0]], by_id[tag[1]]) == (1, 2, 0)
 
 
-@settings(deadline=None)
 @given(batches(), st.integers(0, 2**31))
 def test_pool_sums_or_averages_the_ids_present(values, seed):
     table, rng = table_of(), np.random.default_rng(seed)
@@ -78,7 +76,6 @@ def test_pool_leaves_the_rows_behind_the_batch_alone():
     assert not first[:2].any() and not v[:2].any()  # default rows start at zero
 
 
-@settings(deadline=None)
 @given(batches(), batches(), st.integers(0, 2**31))
 def test_scatter_is_the_transpose_of_pool(values, more, seed):
     """<g, pool(E)> = <scatter(g), E> for every table E, with the parts of a batch summed."""

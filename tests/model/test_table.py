@@ -48,7 +48,7 @@ EXPIRE = st.tuples(st.just("expire"), st.integers(0, 30_000), st.integers(0, 40)
 MOVE = st.tuples(st.sampled_from(["read", "trim", "restore"]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(STEP, STEP, EXPIRE, MOVE), max_size=14))
 def test_table_does_what_a_plain_table_does(initial, operations):
     table, plain = table_of(), PlainTable(initial)

@@ -1,6 +1,7 @@
 """Figures over time: growth points and windows are a function of the logs, however they were cut into batches."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from pipelines.windows import Windows
 from schemas.config import load_config
 
 REQUESTS, WINDOW, STEP = 800, 1000, 64
-CONFIG = load_config("schemas/simulator.toml")
+CONFIG = load_config(Path(__file__).parents[2] / "schemas" / "simulator.toml")
 LEARN = LearnConfig(step=STEP, arms=arms_named(["frozen", "hourly"]), warm_start_s=6 * 3600, window=WINDOW)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pipelines.join import Join
 from pipelines.join_kernel import DUPLICATE, HELD, LATE, STALE, TAKEN, UNUSED
 from schemas.config import load_config
 
-CONFIG = load_config("schemas/simulator.toml")  # click 60 s, long_view 180 s, like 300 s
+CONFIG = load_config(Path(__file__).parents[2] / "schemas" / "simulator.toml")  # click 60 s, long_view 180 s, like 300 s
 CLICK, LONG_VIEW, LIKE = range(3)
 WINDOWS = [round(head.window_s * 1000) for head in CONFIG.heads]
 DAY = 86_400_000
@@ -147,7 +148,7 @@ def histories(draw):
     return sorted(events, key=lambda e: (e[3], e[0]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(histories(), st.integers(1, 7), st.booleans())
 def test_any_history_in_any_batches_gives_the_labels_of_the_whole(events, size, restarted):
     join = Join(CONFIG)
@@ -180,7 +181,7 @@ def test_an_action_waits_for_its_features_as_long_wherever_batches_end(came, met
     assert orphaned == ([] if met else [1])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(histories(), st.integers(1, 7))
 def test_where_batches_end_changes_nothing(events, size):
     """Late actions, repeated requests and orphans included: what is forgotten is forgotten at its time."""

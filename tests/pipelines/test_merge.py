@@ -21,7 +21,8 @@ from small_logs import (
 from pipelines.batches import START, EventBatch, Final, Kind, Position
 from pipelines.stream import judge_times
 from schemas.avro import encode_body, load_schema
-from schemas.log_files import LogHoleError, PartitionReader, list_partitions, partition_of
+from schemas.log_files import PartitionReader, partition_of
+from schemas.log_segments import LogHoleError, list_partitions
 
 HOUR = 3_600_000
 

@@ -22,7 +22,7 @@ from schemas.log_files import PartitionReader, partition_of
 from schemas.process import UserError
 
 REAL = Path(os.environ.get("KUAIRAND_DIR", "../shared/data/kuairand_pure"))
-CONFIG = Path("schemas/simulator.toml")
+CONFIG = Path(__file__).parents[2] / "schemas" / "simulator.toml"
 SMALL = ["--dataset", "simulator", "--users", "200", "--days", "2", "--requests", "3000", "--seed", "4"]
 
 

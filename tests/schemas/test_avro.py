@@ -55,7 +55,7 @@ DELTA = {
 
 
 def avsc(name: str) -> dict:
-    return json.loads((Path("schemas") / f"{name}.avsc").read_text())
+    return json.loads((Path(__file__).parents[2] / "schemas" / f"{name}.avsc").read_text())
 
 
 @pytest.mark.parametrize(("topic", "record"), [("features", FEATURES), ("actions", ACTION), ("parameters", DELTA)])

@@ -154,7 +154,7 @@ def some_value_is_read(writer: object, reader: object) -> bool:
     return False
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(shapes(), shapes())
 def test_what_fastavro_reads_is_not_refused_and_what_it_cannot_is_unless_values_decide(wrote, reads):
     writer, reader = fastavro.parse_schema(schema_of(wrote)), fastavro.parse_schema(schema_of(reads))

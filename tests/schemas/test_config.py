@@ -92,7 +92,7 @@ def test_the_columns_are_the_users_then_the_items():
 
 @pytest.mark.parametrize("name", ["kuairand", "movielens", "simulator"])
 def test_the_configurations_that_come_along(tmp_path: Path, name: str):
-    config = load_config(Path("schemas") / f"{name}.toml")
+    config = load_config(Path(__file__).parents[2] / "schemas" / f"{name}.toml")
     assert config.name == name
     assert config.heads[0] == CLICK
     config.dump(tmp_path / "dumped.toml")

@@ -4,9 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from schemas.kernel_cache import digest_of, prune, source_files, writable_base
+import pytest
+
+from schemas.kernel_cache import digest_of, mark_used, prune, source_files, writable_base
 
 ROOT = Path(__file__).parents[2]
 #: A kernel that inlines a constant of another file, and where it is kept.
@@ -91,3 +94,23 @@ def test_old_folders_go_and_what_is_in_use_or_not_ours_stays(tmp_path):
     assert len(list(tmp_path.iterdir())) == 9
     prune(tmp_path, kept=4, older_than_s=3600)
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names[:5], "somebody else's"]
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_folder_is_there_and_young_even_if_it_is_pruned_meanwhile(tmp_path, monkeypatch, pruned):
+    folder = tmp_path / f"{7:016x}"
+    mark_used(folder)
+    os.utime(folder, (0, 0))
+    touch = os.utime
+
+    def after_another_process(path):
+        if pruned:
+            prune(tmp_path, kept=-1, older_than_s=3600)  # none is kept for its rank
+            assert not folder.exists()
+        touch(path)
+
+    monkeypatch.setattr(os, "utime", after_another_process)
+    mark_used(folder)
+    assert folder.stat().st_mtime > time.time() - 60
+    prune(tmp_path, kept=-1, older_than_s=3600)
+    assert folder.is_dir()

@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_examples import RECORDS, TOPIC, blocks_of, changed, foreign, read_all, write
 
-from schemas.log_files import (
-    LogHoleError,
-    LogWriter,
-    PartitionReader,
-    list_partitions,
-    partition_of,
-    partitions_of,
-)
+from schemas.log_files import LogWriter, PartitionReader, partition_of, partitions_of
+from schemas.log_segments import LogHoleError, list_partitions
 from schemas.process import UserError
 
 KILLED = """
@@ -55,7 +49,7 @@ def test_segments_end_at_segment_bytes(tmp_path):
     assert read_all(tmp_path)[0] == RECORDS
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(max_records=st.integers(1, 700), segments=st.integers(1, 8), block_bytes=st.integers(1, 8 << 10))
 def test_any_size_of_reads_gives_the_same_records_and_offsets(tmp_path_factory, max_records, segments, block_bytes):
     root = tmp_path_factory.mktemp("log")

@@ -7,7 +7,8 @@ import time
 import pytest
 from log_examples import RECORDS, TOPIC, read_all, write
 
-from schemas.log_files import LogHoleError, LogWriter, PartitionReader
+from schemas.log_files import LogWriter, PartitionReader
+from schemas.log_segments import LogHoleError
 
 
 @pytest.fixture
