@@ -7,10 +7,10 @@ been appended since; any other difference would make every record a dead letter,
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 from schemas.config import ConfigError, FeatureConfig, check_compatible, load_config
+from schemas.files import replace_file
 
 from .options import CONFIG_NAME, TrainConfig
 from .state_files import StateError, StateFiles
@@ -48,9 +48,7 @@ def record_configuration(config: TrainConfig) -> None:
     try:
         if path.exists() and path.read_text(encoding="utf-8") == text:
             return
-        temporary = path.with_name(f".{CONFIG_NAME}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(path)
+        replace_file(path, text, durable=True)
     except OSError as error:
         raise StateError(f"{path}: cannot be written ({error.strerror}); choose another --state_dir") from error
 

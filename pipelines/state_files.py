@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from model.snapshot import FileEntry, Increment, SnapshotError, merge, read_increment, verify, write_increment
+from schemas.files import replace_file
 from schemas.process import UserError
 
 from .batches import Position
@@ -90,15 +91,8 @@ class StateFiles:
 
     def write(self, manifest: Manifest) -> None:
         """Commit: the manifest appears whole or not at all."""
-        path = self.directory / manifest.name
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            json.dump(asdict(manifest), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        replace_file(self.directory / manifest.name, json.dumps(asdict(manifest)), durable=True)
         self._stems[manifest.name] = _stems(manifest)
-        sync_directory(self.directory)
 
     def write_segment(self, stem: str, increment: Increment) -> tuple[FileEntry, ...]:
         """Files of one segment, for a manifest to name.
@@ -265,12 +259,3 @@ class Lease:
     def release(self) -> None:
         """Give the directory free."""
         self._file.close()
-
-
-def sync_directory(path: Path) -> None:
-    """Make new names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
