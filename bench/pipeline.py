@@ -5,20 +5,18 @@
 A simulated stream is written as Avro logs; then `pipelines.train` reads, merges, joins, scores and learns it, writes its
 snapshots and exports the model, in one process of its own, as anyone would run it. The rate counts from the first record
 to the last step; the seconds of the whole process, start of Python and compilation included, stand beside it. The peak
-of its memory is the kernel's own figure. It is sampled as well, quarter by quarter of the run: once the ids have been
-seen it must not grow with the length of the stream, which `rss_growth_mb`, from the third quarter to the last, tells.
+of its memory is the kernel's mark for that process's program alone, looked at every 50 ms until it ends. What is resident is
+looked at as well, quarter by quarter of the run: once the ids have been seen it must not grow with the length of the stream,
+which `rss_growth_mb`, from the third quarter to the last, tells.
 """
 
 import argparse
 import contextlib
 import json
 import tempfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 from rich.console import Console
 
 from bench.output import finish
@@ -26,31 +24,8 @@ from bench.processes import Child, Usage, run, signals_interrupt
 from schemas.process import CommandParser, UserError, run_main
 from serving import flags
 
-_SAMPLE_S = 0.25
 _QUARTERS = 4
 _MB = 1 << 20
-
-
-@contextlib.contextmanager
-def sampled(pid: int) -> Iterator[list[int]]:
-    """Resident memory of a process in bytes, every quarter second of the block or until it has ended."""
-    samples: list[int] = []
-    over = threading.Event()
-
-    def sample() -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended: a zombie is one, too
-            watched = psutil.Process(pid)
-            while not over.is_set() and (resident := watched.memory_info().rss):
-                samples.append(resident)
-                over.wait(_SAMPLE_S)
-
-    thread = threading.Thread(target=sample, name="memory")
-    thread.start()
-    try:
-        yield samples
-    finally:
-        over.set()
-        thread.join()
 
 
 def train(work: Path, step: int) -> tuple[Usage, list[float]]:
@@ -61,11 +36,11 @@ def train(work: Path, step: int) -> tuple[Usage, list[float]]:
     """
     names = (("logs", "logs"), ("state_dir", "state"), ("model_dir", "models"), ("metrics_json", "metrics.json"))
     folders = (part for option, name in names for part in (f"--{option}", work / name))
-    with Child("pipelines.train", "--step", step, *folders) as child, sampled(child.pid) as samples:
+    with Child("pipelines.train", "--step", step, *folders) as child:
         usage = child.finish()
-    if len(samples) < _QUARTERS:
-        raise UserError(f"memory was seen {len(samples)} times only: give more --requests")
-    return usage, [int(part.max()) / _MB for part in np.array_split(samples, _QUARTERS)]
+    if len(usage.resident) < _QUARTERS:
+        raise UserError(f"memory was seen {len(usage.resident)} times only: give more --requests, on Linux")
+    return usage, [int(part.max()) / _MB for part in np.array_split(usage.resident, _QUARTERS)]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -108,8 +108,9 @@ def test_pipeline(capsys):
     assert fields["examples"] == 1500
     assert fields["examples_per_s"] > 0
     assert len(fields["rss_mb_by_quarter"]) == 4
-    # Samples do not see more than the kernel does.
-    assert fields["peak_rss_mb"] >= max(fields["rss_mb_by_quarter"]) > 100
+    # The kernel's mark is of the same process: no less than what was seen of it, and not much more, as its parent's would be.
+    most = max(fields["rss_mb_by_quarter"])
+    assert 100 < most <= fields["peak_rss_mb"] < most + 100
     assert abs(fields["rss_growth_mb"] - (fields["rss_mb_by_quarter"][3] - fields["rss_mb_by_quarter"][2])) <= 1
     assert fields["table_rows"] > 100
 

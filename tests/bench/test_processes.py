@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 
 import pytest
 
-from bench.processes import NOTHING, Child, TrainLog, alone, run, signals_interrupt, wait_for_line
+from bench.processes import NOTHING, Child, TrainLog, alone, memory_of, run, signals_interrupt, wait_for_line
 from schemas.process import UserError
 
 
@@ -38,8 +40,43 @@ def test_a_command_that_ends_well_leaves_its_usage_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     usage = run("http.server", "--help")
     assert 0 < usage.seconds < 60
-    assert 5 << 20 < usage.peak_rss < 1 << 30  # a bare Python
     assert [*tmp_path.iterdir()] == []
+
+
+def test_the_memory_is_the_commands_own_however_much_its_parent_has():
+    held = bytearray(b"x") * (300 << 20)
+    usage = run("http.server", "--help")
+    assert 5 << 20 < usage.peak_rss < len(held) // 3  # a bare Python
+    assert max(usage.resident) <= usage.peak_rss
+
+
+PEAK = """
+import sys
+held = bytearray(b"x") * (200 << 20)
+print("held", flush=True)
+sys.stdin.readline()
+del held
+print("dropped", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_peak_is_seen_after_it_is_over_and_nothing_of_what_has_ended():
+    with subprocess.Popen([sys.executable, "-c", PEAK], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        resident, peak = memory_of(process.pid)
+        assert 200 << 20 < resident <= peak < 300 << 20
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"dropped\n"
+        resident, later = memory_of(process.pid)
+        assert resident < 100 << 20
+        assert 200 << 20 < later < 300 << 20
+        process.stdin.close()
+        assert process.stdout.read() == b""
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert memory_of(process.pid) is None  # not waited for yet
+    assert memory_of(process.pid) is None
 
 
 def test_a_command_that_fails_is_told_in_its_own_line_or_by_its_log(tmp_path, monkeypatch):
