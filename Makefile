@@ -29,7 +29,7 @@ lock: setup ## resolve requirements.in into requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --python-version 3.11 --no-header requirements.in -o requirements.txt
 
 test: setup ## run the tests, in two processes
-	$(BIN)/python -m pytest tests -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 check: setup ## lint, format check, types
 	$(BIN)/ruff check .
