@@ -53,6 +53,17 @@ def read_all(root, offset=0, max_records=50):
         at = chunk.next_offset
 
 
+def whole_file_fault(root, path):
+    """The one fault that `path`, the first segment, is from end to end; what is written behind it is read all the same."""
+    size = path.stat().st_size
+    with LogWriter(root, TOPIC, 0) as writer:
+        writer.append(RECORDS[:5])
+    records, _, (fault,) = read_all(root)
+    assert records == RECORDS[:5]
+    assert (fault.offset, fault.next_offset) == (0, size)
+    return fault
+
+
 def without(lost, written=RECORDS):
     """What is left of what was written, to say that damage cost only neighbours."""
     return [record for i, record in enumerate(written) if i not in lost]

@@ -6,11 +6,23 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from log_examples import RECORDS, TOPIC, blocks_of, changed, damage, foreign, lost_of, read_all, without, write
+from log_examples import (
+    RECORDS,
+    TOPIC,
+    blocks_of,
+    changed,
+    damage,
+    foreign,
+    lost_of,
+    read_all,
+    whole_file_fault,
+    without,
+    write,
+)
 
 from schemas import log_files
 from schemas.avro_blocks import parse_frame
-from schemas.log_files import LogWriter, PartitionReader
+from schemas.log_files import PartitionReader
 
 
 def assert_one_stretch_lost(root, path, most, written=RECORDS):
@@ -158,13 +170,7 @@ def test_raw_bytes_of_a_fault_are_capped(tmp_path):
 )
 def test_a_schema_that_cannot_be_resolved_is_one_fault_for_the_file(tmp_path, fields):
     path = foreign(tmp_path, changed(fields), [{**record, "time_ms": record["time_ms"]} for record in RECORDS])
-    size = path.stat().st_size
-    with LogWriter(tmp_path, TOPIC, 0) as writer:
-        writer.append(RECORDS[:5])
-    records, _, (fault,) = read_all(tmp_path)
-    assert records == RECORDS[:5]
-    assert (fault.offset, fault.next_offset) == (0, size)
-    assert path.name in fault.reason
+    assert path.name in whole_file_fault(tmp_path, path).reason
 
 
 def test_a_record_that_breaks_its_schema_is_a_fault_of_its_block(tmp_path):
