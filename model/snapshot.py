@@ -58,20 +58,27 @@ class FileEntry:
 
 
 def write_increment(directory: str | os.PathLike[str], stem: str, increment: Increment) -> list[FileEntry]:
-    """Write each part to a file of its own, named by `stem`; durable when it returns.
+    """Write each part to a new file of its own, named by `stem`; durable when it returns.
 
     Raises:
-        OSError: the disk refuses; nothing that a manifest names has been touched then.
+        FileExistsError: a file of that name is there already.
+        OSError: the disk refuses. Nothing is left of the increment then: on a full disk half of it would stand in the way
+            of the next one.
     """
     folder = Path(directory)
-    entries = []
-    for name, part in increment.keyed.items():
-        removed = pa.array(part.removed, pa.int64())
-        table = part.rows.replace_schema_metadata({b"removed": removed.buffers()[1].to_pybytes()[: 8 * len(removed)]})
-        entries.append(_write(folder / f"{stem}-{name}.keyed.arrow", table))
-    for name, arrays in increment.whole.items():
-        entries.append(_write(folder / f"{stem}-{name}.whole.arrow", _arrays_to_table(arrays)))
-    sync_path(folder)
+    entries: list[FileEntry] = []
+    try:
+        for name, part in increment.keyed.items():
+            removed = pa.array(part.removed, pa.int64())
+            table = part.rows.replace_schema_metadata({b"removed": removed.buffers()[1].to_pybytes()[: 8 * len(removed)]})
+            entries.append(_write(folder / f"{stem}-{name}.keyed.arrow", table))
+        for name, arrays in increment.whole.items():
+            entries.append(_write(folder / f"{stem}-{name}.whole.arrow", _arrays_to_table(arrays)))
+        sync_path(folder)
+    except OSError:
+        for entry in entries:
+            (folder / entry.name).unlink()
+        raise
     return entries
 
 
@@ -151,16 +158,20 @@ def matrix_of(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _write(path: Path, table: pa.Table) -> FileEntry:
-    crc = 0
-    with path.open("w+b") as file:
-        with pa.ipc.new_file(file, table.schema, options=_COMPRESSION) as writer:
-            writer.write_table(table, max_chunksize=1 << 16)
-        file.flush()
-        os.fsync(file.fileno())
-        file.seek(0)
-        while chunk := file.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return FileEntry(path.name, path.stat().st_size, crc)
+    with path.open("x+b") as file:
+        try:
+            size = crc = 0
+            with pa.ipc.new_file(file, table.schema, options=_COMPRESSION) as writer:
+                writer.write_table(table, max_chunksize=1 << 16)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            while chunk := file.read(_CHUNK):
+                size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+        except OSError:
+            path.unlink()
+            raise
+    return FileEntry(path.name, size, crc)
 
 
 def _read(path: Path, entry: FileEntry) -> pa.Table:

@@ -7,6 +7,7 @@ is never walked. A merge saves space and the time of a restart; where it fails, 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -59,7 +60,8 @@ class Bases:
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"merge-{manifest.shard}")
-        stem = f"{manifest.version:012d}-{manifest.token}-base"
+        # Drawn anew: a process that has been replaced may still be merging the same manifest.
+        stem = f"{manifest.version:012d}-{secrets.token_hex(8)}-base"
         self._merging = _Merging(stem, len(sizes), self._pool.submit(self._merge, manifest, stem))
 
     def wait(self) -> None:

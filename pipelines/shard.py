@@ -270,7 +270,9 @@ class Shard(Generic[T]):
 
     def _write(self, version: Version) -> Manifest:
         assert self.step is not None
-        stem = f"{version.applied:012d}-{version.token}"
+        # Drawn anew: an attempt that has been replaced may still be writing what Beam state calls the same version.
+        token = secrets.token_hex(8)
+        stem = f"{version.applied:012d}-{token}"
         entries = self.files.write_segment(stem, self.step.increment())
         if self._final is not Final.NO:
             self._bases.wait()  # as the process would at its end
@@ -279,7 +281,7 @@ class Shard(Generic[T]):
         manifest = Manifest(
             shard=self.files.shard,
             version=version.applied,
-            token=version.token,
+            token=token,
             fingerprint=self.step.fingerprint,
             positions=dict(self.positions),
             segments=(*before, entries),

@@ -2,7 +2,7 @@
 
 ``STATE/shard-000/`` holds part files (Arrow IPC, written by :mod:`model.snapshot`) and manifests. A manifest lists a base
 and the increments after it, with the log positions they were cut at; it is written last, so what no manifest names is
-garbage. File names carry the shard's version and the writer's token: no attempt ever overwrites another's.
+garbage. File names carry the shard's version and a token drawn for them: no attempt ever overwrites another's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Manifest:
     Attributes:
         shard: number of the shard.
         version: batches applied.
-        token: drawn by the writer; tells two attempts at one version apart.
+        token: drawn at each write; tells two attempts at one version apart.
         fingerprint: of the feature configuration.
         positions: by partition name, how far its log has been applied.
         segments: groups of files, oldest first: a base, then increments.
@@ -98,16 +98,9 @@ class StateFiles:
         """Files of one segment, for a manifest to name.
 
         Raises:
-            OSError: the disk refuses; nothing is left of the segment then, for on a full disk half of it would stand in
-                the way of the next one.
+            OSError: the disk refuses; nothing is left of the segment then.
         """
-        try:
-            return tuple(write_increment(self.directory, stem, increment))
-        except OSError:
-            for path in self.directory.glob(f"{stem}-*.arrow"):
-                if _stem(path.name) == stem and path.is_file():
-                    path.unlink()
-            raise
+        return tuple(write_increment(self.directory, stem, increment))
 
     def read(self, name: str) -> Manifest:
         """A manifest by name.

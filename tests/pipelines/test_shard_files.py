@@ -2,9 +2,12 @@
 
 import os
 
+import numpy as np
 import pytest
 from tally import LOG, Cells, batch, process, shard
 
+from model.snapshot import Increment, verify
+from pipelines.bases import Bases
 from pipelines.batches import Final
 from pipelines.state_files import StateError, StateFiles
 
@@ -32,23 +35,36 @@ def test_jobs_that_end_before_their_first_interval_get_bases_too(tmp_path):
     assert again.step.times == dict.fromkeys(range(210), 1)
 
 
-def in_the_way(one, stem):
-    """A directory where the shard's next file of that stem would be: the system refuses, whoever asks."""
-    path = one.files.directory / f"{stem}-tally.keyed.arrow"
+def in_the_way(files, name):
+    """A directory where a file would be: the system refuses, whoever asks."""
+    path = files.directory / name
     path.mkdir()
     return path
 
 
-def test_a_snapshot_that_is_refused_costs_no_example_and_leaves_nothing(tmp_path):
+def refuse(monkeypatch, files, part, base):
+    """The next segment, or base, finds a directory in the way of one of its files; its name is put into the list returned."""
+    obstacles, write = [], files.write_segment
+
+    def refused(stem, increment):
+        if stem.endswith("-base") == base and not obstacles:
+            obstacles.append(in_the_way(files, f"{stem}-{part}"))
+        return write(stem, increment)
+
+    monkeypatch.setattr(files, "write_segment", refused)
+    return obstacles
+
+
+def test_a_snapshot_that_is_refused_costs_no_example_and_leaves_nothing(tmp_path, monkeypatch):
     one, cells = shard(tmp_path, snapshot_interval_s=0.0), Cells()
     process(one, cells, batch(0, 10))
     one.process(cells, batch(10, 20))
-    stem = f"{one.version.applied:012d}-{one.version.token}"
     # The second of its two files cannot be written.
-    path = one.files.directory / f"{stem}-digest.whole.arrow"
-    path.mkdir()
+    obstacles = refuse(monkeypatch, one.files, "digest.whole.arrow", base=False)
     assert one.settle(cells) is None
     assert one.counts.snapshot_failures == 1
+    (path,) = obstacles
+    stem = path.name.removesuffix("-digest.whole.arrow")
     assert [each.name for each in one.files.directory.glob(f"{stem}*")] == [path.name]
     path.rmdir()
     process(one, cells, batch(20, 30))
@@ -58,28 +74,28 @@ def test_a_snapshot_that_is_refused_costs_no_example_and_leaves_nothing(tmp_path
 
 
 @pytest.mark.parametrize("harm", ["refuse", "remove"])
-def test_a_merge_that_fails_costs_no_snapshot_and_comes_again(tmp_path, caplog, harm):
+def test_a_merge_that_fails_costs_no_snapshot_and_comes_again(tmp_path, caplog, monkeypatch, harm):
     one, cells = shard(tmp_path, snapshot_interval_s=0.0), Cells()
-    at = 0
+    harmed, at = [], 0
+    if harm == "refuse":
+        harmed = refuse(monkeypatch, one.files, "tally.keyed.arrow", base=True)
     while one._bases.stem is None:
         one.process(cells, batch(at, at + 10))
         at += 10
-        if harm == "refuse":
-            path = in_the_way(one, f"{one.version.applied:012d}-{one.version.token}-base")
-        elif one._manifest is not None and len(one._manifest.segments) == 2:
-            path = one.files.directory / one._manifest.segments[0][0].name
-            kept = path.read_bytes()
-            path.unlink()
+        if harm == "remove" and not harmed and one._manifest is not None and len(one._manifest.segments) == 2:
+            harmed.append(one.files.directory / one._manifest.segments[0][0].name)
+            kept = harmed[0].read_bytes()
+            harmed[0].unlink()
         manifest = one.settle(cells)
     one._bases.wait()
     process(one, cells, batch(at, at + 10))
     assert (one.counts.merge_failures, one.counts.snapshot_failures) == (1, 0)
     assert len(one._manifest.segments) == len(manifest.segments) + 1
     (said,) = [record for record in caplog.records if "merging" in record.message]
+    (path,) = harmed
     assert path.name in said.reason
     if harm == "refuse":
-        for obstacle in one.files.directory.glob("*-base-*"):
-            obstacle.rmdir()
+        path.rmdir()
     else:
         path.write_bytes(kept)
     at += 10
@@ -90,6 +106,35 @@ def test_a_merge_that_fails_costs_no_snapshot_and_comes_again(tmp_path, caplog, 
     again = shard(tmp_path)
     process(again, Cells(), batch(at, at + 10))
     assert again.step.times == dict.fromkeys(range(at + 10), 1)
+
+
+def test_two_merges_of_one_manifest_do_not_meet(tmp_path):
+    """A worker that has been replaced may still be merging what its successor merges, too."""
+    one, cells = shard(tmp_path, snapshot_interval_s=0.0), Cells()
+    at = 0
+    while one._bases.stem is None:
+        _, manifest = process(one, cells, batch(at, at + 10))
+        at += 10
+    stems = {one._bases.stem}
+    one._bases.wait()
+    attempts = [Bases(StateFiles(tmp_path, 0), again_s=0.0) for _ in range(4)]
+    for bases in attempts:
+        bases.start_if_due(manifest)
+        stems.add(bases.stem)
+    assert len(stems) == 5
+    for bases in attempts:
+        bases.wait()
+        (merged,) = bases.merged(manifest.segments)
+        verify(one.files.directory, merged)
+        assert bases.failures == 0
+
+
+def test_no_segment_overwrites_another(tmp_path):
+    files, segment = StateFiles(tmp_path, 0), Increment({}, {"digest": {"digest": np.arange(3)}})
+    entries = files.write_segment("one", segment)
+    with pytest.raises(FileExistsError):
+        files.write_segment("one", segment)
+    verify(files.directory, entries)
 
 
 def test_memory_that_runs_out_in_a_merge_costs_no_snapshot(tmp_path, monkeypatch, caplog):
@@ -111,7 +156,7 @@ def test_memory_that_runs_out_in_a_merge_costs_no_snapshot(tmp_path, monkeypatch
 def test_old_files_that_cannot_be_removed_cost_no_snapshot(tmp_path, caplog):
     one, cells = shard(tmp_path, snapshot_interval_s=0.0, retention_s=0.0, inputs_bytes=1), Cells()
     first = process(one, cells, batch(0, 10))[1]
-    in_the_way(one, "stranger")
+    in_the_way(one.files, "stranger-tally.keyed.arrow")
     old = one.files.directory / first.name
     os.utime(one.files.directory / "stranger-tally.keyed.arrow", (0, 0))
     assert process(one, cells, batch(10, 20))[1] is not None
