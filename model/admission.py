@@ -1,4 +1,4 @@
-"""Admission: an id gets a row only after it has occurred often enough.
+"""Admission: an id gets a row only after it has occurred often enough, or by a draw at each occurrence.
 
 Occurrences of ids without a row are counted in a count-min sketch with conservative update: it never counts too little,
 and rarely too much. It is halved whenever it has taken in one occurrence a column, so that ids that came once fade, and
@@ -6,7 +6,7 @@ an id passes that reaches its slot's threshold within about that many occurrence
 
 References: Cormode and Muthukrishnan, "An improved data stream summary: the count-min sketch", 2005; Estan and Varghese,
 "New directions in traffic measurement and accounting", SIGCOMM 2002 (conservative update); Einziger, Friedman and Manes,
-"TinyLFU", 2017 (aging by halving).
+"TinyLFU", 2017 (aging by halving). The draw is that of Monolith's probabilistic filter: p = 1 - 0.05^(1/n).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .arena import kernel_array
 from .feature_ids import mix63_jit
+from .growing_array import kernel_array
+from .random_bits import mixed, unit
 
 MAX_THRESHOLD = 2**16 - 1
 _DEPTH = 4
@@ -93,6 +94,28 @@ def count_id(cells: NDArray[np.uint16], key: int, occurrences: int) -> np.int64:
         if cells[d, at] < count:
             cells[d, at] = count
     return count
+
+
+@njit(inline="always")
+def passes_count(cells, key, occurrences, threshold):  # type: ignore[no-untyped-def]
+    """Counts one id; its count if that reaches the threshold, or 0."""
+    count = count_id(cells, key, occurrences)
+    return count if count >= threshold else np.int64(0)
+
+
+@njit(inline="always")
+def passes_draw(key, seed, occurrences, missed):  # type: ignore[no-untyped-def]
+    """Whether at least one of an id's occurrences is drawn, each of which is missed with a probability of `missed`.
+
+    A function of key and seed: a replay draws the same. The power is made of products, which are the same on any machine.
+    """
+    all_missed, power, left = 1.0, missed, occurrences
+    while left > 0:
+        if left & 1:
+            all_missed *= power
+        power *= power
+        left >>= 1
+    return unit(mixed(np.uint64(mix63_jit(np.int64(key))) ^ np.uint64(seed))) >= all_missed
 
 
 @njit(nogil=True, cache=True)

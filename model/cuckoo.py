@@ -1,12 +1,14 @@
 """Collisionless index from key to row number: bucketised cuckoo hashing.
 
-A key has two buckets of four cells; a cell holds an 8-bit tag of the hash and a row number, and the key itself lies in
-`keys[row]`, where it is compared whole: no two keys are ever merged. A key that finds both buckets full displaces others
-along the shortest path to a free cell (breadth first, bounded); where there is none it goes to a small stash, and when
-that is full the index doubles. Doubling splits every bucket in two and touches no row.
+A key has two buckets of four cells; a cell holds an 8-bit tag of the hash and a row number, and the key itself lies in its
+row, where it is compared whole: no two keys are ever merged. A key that finds both buckets full displaces others along the
+shortest path to a free cell (breadth first, bounded); where there is none it goes to a small stash. The index grows by
+splitting one bucket at a time, in turn: an insert never waits for more than a few splits, growth touches no row, and at any
+size the cells are as full as they should be.
 
-References: Pagh and Rodler, "Cuckoo hashing", 2004; Fan, Andersen and Kaminsky, "MemC3", NSDI 2013 (tags, path search);
-Kirsch, Mitzenmacher and Wieder, "More robust hashing: cuckoo hashing with a stash", 2009; Monolith, arXiv 2209.07663 §2.1.
+References: Pagh and Rodler, "Cuckoo hashing", 2004; Litwin, "Linear hashing", VLDB 1980 (growth by a bucket); Fan, Andersen
+and Kaminsky, "MemC3", NSDI 2013 (tags, path search); Kirsch, Mitzenmacher and Wieder, "More robust hashing: cuckoo hashing
+with a stash", 2009; Monolith, arXiv 2209.07663 §2.1.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .arena import GrowingArray, kernel_array
 from .cuckoo_kernels import (
+    BUCKETS,
     CELLS,
     DONE,
+    LEVEL,
     MAX_LOAD,
     NO_ROOM,
     SIZE,
@@ -26,13 +29,17 @@ from .cuckoo_kernels import (
     find_rows,
     put_rows,
     remove_keys,
-    split_buckets,
+    split_next,
     unstash,
 )
+from .growing_array import GrowingArray, kernel_array
+from .threads import ranges, run
 
 _MIN_BUCKETS = 16
 _STASH = 8
-_MIN_LOAD = 0.125  # keys that crowd an index emptier than this share both buckets: doubling would not part them
+_MIN_LOAD = 0.125  # keys that crowd an index emptier than this share both buckets: splitting would not part them
+_SPLITS = 16  # buckets split at once where the stash is full
+_LEAST = 1024  # keys a thread: fewer are found sooner than another thread wakes up
 
 
 class CuckooIndex:
@@ -42,18 +49,18 @@ class CuckooIndex:
     synchronised: one thread at a time.
 
     Args:
-        capacity: keys to make room for at first; the index doubles as needed and never shrinks.
+        capacity: keys to make room for at first; the index grows as needed and never shrinks.
+        keys: where the key of each row lies: int64[R, K], in column 0. By default the index keeps them itself.
     """
 
-    def __init__(self, capacity: int = 1024) -> None:
-        buckets = _MIN_BUCKETS
-        while buckets * CELLS * MAX_LOAD < capacity:
-            buckets *= 2
-        self._tags = np.zeros(buckets * CELLS, np.uint8)
-        self._rows = np.zeros(buckets * CELLS, np.int32)
+    def __init__(self, capacity: int = 1024, keys: GrowingArray | None = None) -> None:
+        buckets = max(_MIN_BUCKETS, int(capacity / (CELLS * MAX_LOAD)) + 1)
+        self._tags = GrowingArray((CELLS,), np.uint8, buckets)
+        self._rows = GrowingArray((CELLS,), np.int32, buckets)
         self._stash = np.zeros(_STASH, np.int32)
-        self._keys = GrowingArray((), np.int64, capacity)
-        self._meta = np.zeros(2, np.int64)
+        self._keys = GrowingArray((1,), np.int64, capacity) if keys is None else keys
+        self._meta = np.zeros(4, np.int64)
+        self._meta[BUCKETS], self._meta[LEVEL] = buckets, 1 << (buckets - 1).bit_length()
 
     def __len__(self) -> int:
         """Keys held."""
@@ -61,19 +68,20 @@ class CuckooIndex:
 
     @property
     def keys(self) -> NDArray[np.int64]:
-        """The key of each row, int64[rows reserved], 0 where there is none; valid until rows are next reserved."""
-        return self._keys.array
+        """The key of each row, int64[rows reserved], 0 where there is none; a view until rows are next reserved."""
+        return self._keys.array[:, 0]
 
     @property
     def nbytes(self) -> int:
         """Bytes of tags, row numbers and stash; keys are counted with their rows."""
-        return self._tags.nbytes + self._rows.nbytes + self._stash.nbytes
+        return int(self._meta[BUCKETS]) * (self._tags.row_nbytes + self._rows.row_nbytes) + self._stash.nbytes
 
     def find(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
         """Rows int32[N] of keys int64[N]; -1 where there is none."""
         keys = kernel_array(keys, np.int64)
         found = np.empty(keys.size, np.int32)
-        find_rows(self.arrays(), keys, found)
+        index = self.arrays()
+        run(lambda part: find_rows(index, keys[part], found[part]), ranges(keys.size, _LEAST))
         return found
 
     def insert(self, keys: NDArray[np.int64], rows: NDArray[np.int32]) -> None:
@@ -92,12 +100,13 @@ class CuckooIndex:
             raise ValueError("key 0 pads and has no row: leave it out")
         if rows.min() < 0:
             raise ValueError(f"row {rows.min()} is negative: rows count from 0")
-        self.reserve_rows(int(rows.max()) + 1)
+        self._keys.reserve(int(rows.max()) + 1)
+        self.reserve(keys.size)
         at, status = 0, NO_ROOM
         while status != DONE:
             at, status = put_rows(self.arrays(), keys, rows, at)
             if status == NO_ROOM:
-                self.grow()
+                self.relieve()
             elif status != DONE:
                 owner = int(self.keys[rows[at]])
                 raise ValueError(f"row {rows[at]} belongs to key {owner}, not {keys[at]}: remove that key first")
@@ -109,24 +118,27 @@ class CuckooIndex:
         remove_keys(self.arrays(), keys, rows)
         return rows
 
-    def reserve_rows(self, rows: int) -> None:
-        """Makes room for the keys of row numbers below `rows`."""
-        self._keys.reserve(rows)
+    def reserve(self, more: int) -> None:
+        """Has memory ready for the buckets of `more` keys; they come into use one by one."""
+        buckets = int((len(self) + more) / (CELLS * MAX_LOAD)) + 2
+        self._tags.reserve(buckets)
+        self._rows.reserve(len(self._tags))
 
     def arrays(self) -> IndexArrays:
-        """The index for one kernel call; valid until `grow` or `reserve_rows`."""
-        words = self._tags.view(np.uint32)
-        return IndexArrays(self._tags, words, self._rows, self._stash, self._keys.array, self._meta)
+        """The index for one kernel call; valid until `reserve`, `relieve`, or more rows."""
+        tags = self._tags.array
+        words, rows = tags.view(np.uint32).reshape(-1), self._rows.array.reshape(-1)
+        return IndexArrays(tags.reshape(-1), words, rows, self._stash, self._keys.array, self._meta)
 
-    def grow(self) -> None:
-        """Doubles the index, or the stash where doubling would not part the keys that fill it."""
-        if len(self) < _MIN_LOAD * self._tags.size:
+    def relieve(self) -> None:
+        """Makes room where the stash is full: by splitting buckets, or by a larger stash where that would not help."""
+        if len(self) < _MIN_LOAD * CELLS * self._meta[BUCKETS]:
             self._stash = np.concatenate([self._stash, np.zeros_like(self._stash)])
             return
-        tags = np.zeros(2 * self._tags.size, np.uint8)
-        rows = np.zeros(2 * self._rows.size, np.int32)
-        split_buckets(self.arrays(), tags, rows)
-        self._tags, self._rows = tags, rows
+        self._tags.reserve(int(self._meta[BUCKETS]) + _SPLITS)
+        self._rows.reserve(len(self._tags))
+        for _ in range(_SPLITS):
+            split_next(self.arrays())
         stashed = self._stash[: self._meta[STASHED]].copy()
         self._meta[STASHED] = 0
         unstash(self.arrays(), stashed)

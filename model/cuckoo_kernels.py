@@ -16,12 +16,12 @@ from .feature_ids import mix63_jit
 
 NO_ROW = -1
 CELLS = 4
-MAX_LOAD = 0.9  # four cells and two hashes reach 0.98; short of it, paths stay one or two steps long
-SIZE, STASHED = 0, 1  # cells of IndexArrays.meta
+MAX_LOAD = 0.88  # keys a cell from which the index grows: paths stay one or two steps long
+SIZE, STASHED, BUCKETS, LEVEL = 0, 1, 2, 3  # cells of IndexArrays.meta
 DONE, NO_ROOM, ROW_TAKEN = 0, 1, 2
+BLOCK = 64  # keys whose cache misses are waited for together
 
 _SEARCH = 256  # buckets looked at for a free cell
-_BLOCK = 64  # keys whose cache misses are waited for together
 _SECOND = 28  # bits of the hash from which the second bucket is taken; the tag's are the top 8 of its 63
 _TAG = 55
 _POSITIVE = np.int64(0x7FFFFFFFFFFFFFFF)
@@ -32,8 +32,9 @@ _HIGH = np.uint64(0x80808080)
 class IndexArrays(NamedTuple):
     """The index as the kernels take it.
 
-    tags uint8[4 B] (0 = free cell) and words uint32[B], the same bytes; rows int32[4 B]; stash int32[];
-    keys int64[rows]; meta int64[2] is (keys held, of which in the stash).
+    tags uint8[4 B] (0 = free cell) and words uint32[B], the same bytes; rows int32[4 B]; stash int32[]; keys int64[R, K],
+    a row's key in its column 0; meta int64[4] is (keys held, of which in the stash, buckets in use, `LEVEL`: the power of
+    two that the buckets grow to next). Only the first `BUCKETS` of B buckets are in use.
     """
 
     tags: NDArray[np.uint8]
@@ -56,6 +57,13 @@ def _tag(h: int) -> int:
 
 
 @njit(inline="always")
+def _bucket(h: int, buckets: int, level: int) -> int:
+    """The bucket of a hash: by its low bits, one bit less where that bucket has not been split off yet."""
+    at = h & (level - 1)
+    return at if at < buckets else at - (level >> 1)
+
+
+@njit(inline="always")
 def _matches(word: np.uint32, tag: int) -> np.uint64:
     """The high bit of each byte of a bucket's tags that equals the tag; bytes above the first may be false."""
     x = np.uint64(word) ^ (np.uint64(tag) * _LOW)
@@ -68,7 +76,7 @@ def _cell_in(tags, words, rows, keys, bucket, tag, key):  # type: ignore[no-unty
     found = np.int64(-1)
     if _matches(words[bucket], tag) != np.uint64(0):
         for cell in range(bucket * CELLS, bucket * CELLS + CELLS):
-            if tags[cell] == tag and keys[rows[cell]] == key:
+            if tags[cell] == tag and keys[rows[cell], 0] == key:
                 found = cell
     return found
 
@@ -89,15 +97,15 @@ def _clear_path(index: IndexArrays, first: int, second: int) -> np.int64:
 
     Breadth first, so that the fewest keys move. No path visits a bucket twice, so its moves do not interfere.
     """
-    buckets = np.empty(_SEARCH, np.int64)
+    nodes = np.empty(_SEARCH, np.int64)  # buckets
     parents = np.empty(_SEARCH, np.int32)
     cells = np.empty(_SEARCH, np.int64)  # the cell of the parent whose key would move here
-    buckets[0], buckets[1] = first, second
+    nodes[0], nodes[1] = first, second
     parents[0] = parents[1] = -1
-    mask = index.words.size - 1
+    buckets, level = index.meta[BUCKETS], index.meta[LEVEL]
     head, tail = 0, 2
     while head < tail:
-        hole = _free_in(index.tags, buckets[head])
+        hole = _free_in(index.tags, nodes[head])
         if hole >= 0:
             node = np.int64(head)
             while parents[node] >= 0:
@@ -107,27 +115,27 @@ def _clear_path(index: IndexArrays, first: int, second: int) -> np.int64:
                 node = np.int64(parents[node])
             index.tags[hole] = 0
             return hole
-        for cell in range(buckets[head] * CELLS, buckets[head] * CELLS + CELLS):
-            h = _hash(index.keys[index.rows[cell]])
-            other = h & mask
-            if other == buckets[head]:
-                other = (h >> _SECOND) & mask
+        for cell in range(nodes[head] * CELLS, nodes[head] * CELLS + CELLS):
+            h = _hash(index.keys[index.rows[cell], 0])
+            other = _bucket(h, buckets, level)
+            if other == nodes[head]:
+                other = _bucket(h >> _SECOND, buckets, level)
             ancestor = np.int64(head)
-            while ancestor >= 0 and buckets[ancestor] != other:
+            while ancestor >= 0 and nodes[ancestor] != other:
                 ancestor = np.int64(parents[ancestor])
             if ancestor < 0 and tail < _SEARCH:
-                buckets[tail], parents[tail], cells[tail] = other, head, cell
+                nodes[tail], parents[tail], cells[tail] = other, head, cell
                 tail += 1
         head += 1
     return np.int64(-1)
 
 
 @njit(nogil=True, cache=True)
-def place_by_force(index: IndexArrays, key: int, row: int) -> None:
-    """Places a key whose buckets are both full."""
+def _place_by_force(index: IndexArrays, key: int, row: int) -> None:
+    """Places a key whose buckets are both full; there is room in the stash."""
     h = _hash(key)
-    mask = index.words.size - 1
-    cell = _clear_path(index, h & mask, (h >> _SECOND) & mask)
+    buckets, level = index.meta[BUCKETS], index.meta[LEVEL]
+    cell = _clear_path(index, _bucket(h, buckets, level), _bucket(h >> _SECOND, buckets, level))
     if cell >= 0:
         index.tags[cell] = _tag(h)
         index.rows[cell] = row
@@ -136,38 +144,74 @@ def place_by_force(index: IndexArrays, key: int, row: int) -> None:
         index.meta[STASHED] += 1
 
 
+@njit(nogil=True, cache=True)
+def make_room(index: IndexArrays) -> bool:
+    """Splits buckets until one more key surely finds a place; False when there are no more buckets, or the stash is full."""
+    size, buckets = index.meta[SIZE], index.meta[BUCKETS]
+    while size >= MAX_LOAD * CELLS * buckets:
+        if buckets == index.words.size:
+            return False
+        split_next(index)
+        buckets += 1
+    return index.meta[STASHED] < index.stash.size
+
+
+@njit(nogil=True, cache=True)
+def split_next(index: IndexArrays) -> None:
+    """Splits one bucket in two: linear hashing (Litwin 1980), so that the index grows a bucket at a time.
+
+    A key keeps its place among the four cells: none is ever in another's way.
+    """
+    tags, _, rows, _, keys, meta = index
+    buckets = meta[BUCKETS]
+    level = 2 * meta[LEVEL] if buckets == meta[LEVEL] else meta[LEVEL]
+    old = buckets - (level >> 1)
+    for cell in range(old * CELLS, old * CELLS + CELLS):
+        if tags[cell] != 0:
+            h = _hash(keys[rows[cell], 0])
+            if _bucket(h, buckets, level) != old:
+                h >>= _SECOND
+            if h & (level - 1) == buckets:
+                target = cell + CELLS * (level >> 1)
+                tags[target] = tags[cell]
+                rows[target] = rows[cell]
+                tags[cell] = 0
+    meta[BUCKETS], meta[LEVEL] = buckets + 1, level
+
+
 @njit(inline="always")
 def locate(tags, words, rows, stash, keys, meta, key):  # type: ignore[no-untyped-def]
     """Cell of a key, or number of cells + its place in the stash, or -1."""
     h = _hash(key)
     tag = _tag(h)
-    cell = _cell_in(tags, words, rows, keys, h & (words.size - 1), tag, key)
+    cell = _cell_in(tags, words, rows, keys, _bucket(h, meta[BUCKETS], meta[LEVEL]), tag, key)
     if cell < 0:
-        cell = _cell_in(tags, words, rows, keys, (h >> _SECOND) & (words.size - 1), tag, key)
+        cell = _cell_in(tags, words, rows, keys, _bucket(h >> _SECOND, meta[BUCKETS], meta[LEVEL]), tag, key)
     if cell < 0:
         for i in range(meta[STASHED]):
-            if keys[stash[i]] == key:
+            if keys[stash[i], 0] == key:
                 cell = rows.size + i
     return cell
 
 
 @njit(inline="always")
-def has_room(tags: NDArray[np.uint8], stash: NDArray[np.int32], meta: NDArray[np.int64]) -> bool:
-    """Whether one more key surely finds a place; if not, the index must grow first."""
-    return meta[STASHED] < stash.size and meta[SIZE] < MAX_LOAD * tags.size
+def has_room(words: NDArray[np.uint32], stash: NDArray[np.int32], meta: NDArray[np.int64]) -> bool:
+    """Whether one more key surely finds a place; if not, `make_room` must come first."""
+    return meta[STASHED] < stash.size and meta[SIZE] < MAX_LOAD * CELLS * meta[BUCKETS]
 
 
 @njit(inline="always")
-def place(tags, words, rows, key, row):  # type: ignore[no-untyped-def]
-    """Puts a row into a free cell of its key's buckets; False when both are full."""
+def place(index, tags, rows, meta, key, row):  # type: ignore[no-untyped-def]
+    """Puts the row of a key that is not there into a cell; there is room."""
     h = _hash(key)
-    cell = _free_in(tags, h & (words.size - 1))
+    cell = _free_in(tags, _bucket(h, meta[BUCKETS], meta[LEVEL]))
     if cell < 0:
-        cell = _free_in(tags, (h >> _SECOND) & (words.size - 1))
+        cell = _free_in(tags, _bucket(h >> _SECOND, meta[BUCKETS], meta[LEVEL]))
     if cell >= 0:
         tags[cell] = _tag(h)
         rows[cell] = row
-    return cell >= 0
+    else:
+        _place_by_force(index, key, row)
 
 
 @njit(nogil=True, cache=True)
@@ -194,42 +238,48 @@ def remove_key(index: IndexArrays, key: int) -> np.int64:
         row = np.int64(stash[cell - rows.size])
         meta[STASHED] -= 1
         stash[cell - rows.size] = stash[meta[STASHED]]
-    keys[row] = 0
+    keys[row, 0] = 0
     meta[SIZE] -= 1
     return row
 
 
+@njit(inline="always")
+def find_block(index, words, rows, row_keys, meta, keys, start, n, cells, matches, found):  # type: ignore[no-untyped-def]
+    """Rows of `n` keys from `start` on into `found`; -1 where there is none. `cells` and `matches` are scratch.
+
+    In passes, hash to tags to row to key, without branches in the first two: the misses of a block overlap, where a search
+    key by key waits for each (6 to 8 times slower at a million keys).
+    """
+    buckets, level = meta[BUCKETS], meta[LEVEL]
+    for i in range(n):
+        h = _hash(keys[start + i])
+        tag = _tag(h)
+        first, second = _bucket(h, buckets, level), _bucket(h >> _SECOND, buckets, level)
+        match = _matches(words[first], tag)
+        other = _matches(words[second], tag)
+        bucket = first if match != np.uint64(0) else second
+        match = match if match != np.uint64(0) else other
+        lowest = np.int64(match & (~match + np.uint64(1)))
+        cells[i] = bucket * CELLS + ((lowest >> 15) & 1) + ((lowest >> 23) & 1) * 2 + ((lowest >> 31) & 1) * 3
+        matches[i] = match
+    for i in range(n):
+        found[start + i] = rows[cells[i]]
+    for i in range(n):
+        if matches[i] == np.uint64(0) and meta[STASHED] == 0:
+            found[start + i] = NO_ROW
+        elif matches[i] == np.uint64(0) or row_keys[found[start + i], 0] != keys[start + i]:
+            found[start + i] = find_row(index, keys[start + i])
+
+
 @njit(nogil=True, cache=True)
 def find_rows(index: IndexArrays, keys: NDArray[np.int64], found: NDArray[np.int32]) -> None:
-    """Rows of keys into `found`; -1 where there is none.
-
-    In passes over blocks of keys, hash to tags to row to key, without branches in the first two: the misses of a block
-    overlap, where a search key by key waits for each (6 to 8 times slower at a million keys).
-    """
+    """Rows of keys into `found`; -1 where there is none."""
     words, rows, row_keys, meta = index.words, index.rows, index.keys, index.meta
-    mask = words.size - 1
-    cells = np.empty(_BLOCK, np.int64)
-    matches = np.empty(_BLOCK, np.uint64)
-    for start in range(0, keys.size, _BLOCK):
-        n = min(_BLOCK, keys.size - start)
-        for i in range(n):
-            h = _hash(keys[start + i])
-            tag = _tag(h)
-            first, second = h & mask, (h >> _SECOND) & mask
-            match = _matches(words[first], tag)
-            other = _matches(words[second], tag)
-            bucket = first if match != np.uint64(0) else second
-            match = match if match != np.uint64(0) else other
-            lowest = np.int64(match & (~match + np.uint64(1)))
-            cells[i] = bucket * CELLS + ((lowest >> 15) & 1) + ((lowest >> 23) & 1) * 2 + ((lowest >> 31) & 1) * 3
-            matches[i] = match
-        for i in range(n):
-            found[start + i] = rows[cells[i]]
-        for i in range(n):
-            if matches[i] == np.uint64(0) and meta[STASHED] == 0:
-                found[start + i] = NO_ROW
-            elif matches[i] == np.uint64(0) or row_keys[found[start + i]] != keys[start + i]:
-                found[start + i] = find_row(index, keys[start + i])
+    cells = np.empty(BLOCK, np.int64)
+    matches = np.empty(BLOCK, np.uint64)
+    for start in range(0, keys.size, BLOCK):
+        n = min(BLOCK, keys.size - start)
+        find_block(index, words, rows, row_keys, meta, keys, start, n, cells, matches, found)
 
 
 @njit(nogil=True, cache=True)
@@ -238,26 +288,25 @@ def put_rows(index: IndexArrays, new_keys: NDArray[np.int64], new_rows: NDArray[
     tags, words, rows, stash, keys, meta = index
     for i in range(at, new_keys.size):
         key, row = new_keys[i], new_rows[i]
-        if keys[row] == key:
+        if keys[row, 0] == key:
             continue
-        if keys[row] != 0:
+        if keys[row, 0] != 0:
             return i, ROW_TAKEN
         cell = locate(tags, words, rows, stash, keys, meta, key)
         if cell < 0:
-            if not has_room(tags, stash, meta):
+            if not has_room(words, stash, meta) and not make_room(index):
                 return i, NO_ROOM
-            keys[row] = key
+            keys[row, 0] = key
             meta[SIZE] += 1
-            if not place(tags, words, rows, key, row):
-                place_by_force(index, key, row)
+            place(index, tags, rows, meta, key, row)
             continue
         if cell < rows.size:
-            keys[rows[cell]] = 0
+            keys[rows[cell], 0] = 0
             rows[cell] = row
         else:
-            keys[stash[cell - rows.size]] = 0
+            keys[stash[cell - rows.size], 0] = 0
             stash[cell - rows.size] = row
-        keys[row] = key
+        keys[row, 0] = key
     return new_keys.size, DONE
 
 
@@ -269,28 +318,7 @@ def remove_keys(index: IndexArrays, keys: NDArray[np.int64], removed: NDArray[np
 
 
 @njit(nogil=True, cache=True)
-def split_buckets(index: IndexArrays, new_tags: NDArray[np.uint8], new_rows: NDArray[np.int32]) -> None:
-    """Copies every cell into a twice larger index, all free.
-
-    Bucket b splits into b and b + B, by one more bit of the hash that put the key there, and a key keeps its place
-    among the four cells: none is ever in another's way.
-    """
-    tags, words, rows, _, keys, _ = index
-    for bucket in range(words.size):
-        for cell in range(bucket * CELLS, bucket * CELLS + CELLS):
-            if tags[cell] != 0:
-                h = _hash(keys[rows[cell]])
-                if h & (words.size - 1) != bucket:
-                    h >>= _SECOND
-                target = cell + CELLS * (h & words.size)
-                new_tags[target] = tags[cell]
-                new_rows[target] = rows[cell]
-
-
-@njit(nogil=True, cache=True)
 def unstash(index: IndexArrays, stashed: NDArray[np.int32]) -> None:
     """Places the keys of rows taken out of the stash; those that still find no cell go back to it."""
-    tags, words, rows, _, keys, _ = index
     for row in stashed:
-        if not place(tags, words, rows, keys[row], row):
-            place_by_force(index, keys[row], row)
+        place(index, index.tags, index.rows, index.meta, index.keys[row, 0], row)

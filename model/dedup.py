@@ -6,8 +6,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .arena import kernel_array
 from .feature_ids import SLOT_SHIFT, mix63_jit
+from .growing_array import kernel_array
 from .slot_arrays import unknown_slot
 
 

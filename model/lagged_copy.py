@@ -11,7 +11,8 @@ from schemas.config import FeatureConfig
 from .deepfm import DeepFM
 from .delta import Delta
 from .predictor import Predictor
-from .table import EmbeddingTable, TableRows
+from .table import EmbeddingTable
+from .table_rows import TableRows
 
 _DENSE = "dense/"
 

@@ -1,11 +1,15 @@
 """Sparse optimizers: one row at a time, its optimizer state beside it, each slot with its own settings.
 
-Adagrad (Duchi, Hazan and Singer 2011) and lazy Adam (Kingma and Ba 2015, algorithm 1; moments and a row's own step count
-advance only when the row is touched), both with the arithmetic of Keras 3, row by row:
+SGD, Adagrad (Duchi, Hazan and Singer 2011), lazy Adam (Kingma and Ba 2015, algorithm 1; moments and a row's own step count
+advance only when the row is touched) and FTRL-proximal (McMahan et al. 2013, algorithm 1), all with the arithmetic of
+Keras 3, row by row:
 
+    SGD:      w -= rate * g
     Adagrad:  a += g^2;  w -= rate * g / sqrt(a + epsilon)
     Adam:     m += (1 - beta1) (g - m);  u += (1 - beta2) (g^2 - u);
               w -= rate * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(u) + epsilon)
+    FTRL:     z += g - (sqrt(a + g^2) - sqrt(a)) / rate * w;  a += g^2;
+              w = (clip(z, -l1, l1) - z) / (sqrt(a) / rate + 2 l2)
 """
 
 from __future__ import annotations
@@ -18,35 +22,51 @@ from numpy.typing import NDArray
 
 from schemas.slots import OptimizerConfig
 
-from .arena import RowArrays
+from .arena import KEY, STEPS, TOUCHED, Layout, RowArrays
 from .feature_ids import SLOT_SHIFT
 
-ADAGRAD, ADAM = 0, 1
-_KINDS = {"adagrad": ADAGRAD, "adam": ADAM}
-_STATES = {"adagrad": 1, "adam": 2}
-_KIND, _RATE, _INITIAL, _BETA1, _BETA2, _EPSILON = range(6)  # columns of the settings
+SGD, ADAGRAD, ADAM, FTRL = range(4)
+_KINDS = {"sgd": SGD, "adagrad": ADAGRAD, "adam": ADAM, "ftrl": FTRL}
+_STATES = {"sgd": 0, "adagrad": 1, "adam": 2, "ftrl": 2}  # numbers of state a weight
+_KIND, _RATE, INITIAL, _BETA1, _BETA2, _EPSILON, _L1, _L2 = range(8)  # columns of the settings
 
 # A gradient this large is an explosion like infinity is: its square would soon be infinite and end the row's learning.
 MAX_GRADIENT = np.float32(2.0**60)
 
 
 def settings_of(optimizers: Sequence[OptimizerConfig]) -> NDArray[np.float64]:
-    """float64[S, 6]: kind, learning rate, initial accumulator, beta1, beta2, epsilon."""
+    """float64[S, 8]: kind, learning rate, initial accumulator, beta1, beta2, epsilon, l1, l2."""
     return np.array(
-        [[_KINDS[o.kind], o.learning_rate, o.initial_accumulator, o.beta1, o.beta2, o.epsilon] for o in optimizers],
+        [
+            [
+                *(_KINDS[o.kind], o.learning_rate, o.initial_accumulator if o.kind in ("adagrad", "ftrl") else 0.0),
+                *(o.beta1, o.beta2, o.epsilon, o.l1, o.l2),
+            ]
+            for o in optimizers
+        ],
         np.float64,
     )
 
 
 def state_width(optimizers: Sequence[OptimizerConfig], row_width: int) -> int:
-    """Columns of optimizer state that hold any of these optimizers: one or two a weight."""
+    """Columns of optimizer state that hold any of these optimizers: up to two a weight."""
     return row_width * max(_STATES[optimizer.kind] for optimizer in optimizers)
 
 
+def counts_steps(optimizers: Sequence[OptimizerConfig]) -> bool:
+    """Whether any of these optimizers counts a row's steps."""
+    return any(optimizer.kind == "adam" for optimizer in optimizers)
+
+
 @njit(inline="always")
-def initial_state(settings: NDArray[np.float64], slot: int) -> np.float32:
-    """What a new row's optimizer state is filled with."""
-    return np.float32(settings[slot, _INITIAL]) if settings[slot, _KIND] == ADAGRAD else np.float32(0.0)
+def start_state(floats, ints, layout, row, settings, slot):  # type: ignore[no-untyped-def]
+    """What a new row's optimizer state is: the initial accumulator for Adagrad and FTRL, and zeros."""
+    width = layout.state - layout.values
+    accumulator = np.float32(settings[slot, INITIAL])
+    for d in range(layout.state, layout.end):
+        floats[row, d] = accumulator if d < layout.state + width else np.float32(0.0)
+    if layout.values > STEPS:
+        ints[row, STEPS] = 0
 
 
 @njit(inline="always")
@@ -59,18 +79,25 @@ def _usable(gradients: NDArray[np.float32], i: int) -> bool:
 
 
 @njit(inline="always")
-def _adagrad(values, state, row, gradients, i, rate, epsilon):  # type: ignore[no-untyped-def]
+def _sgd(floats, w, row, gradients, i, rate):  # type: ignore[no-untyped-def]
+    for d in range(gradients.shape[1]):
+        floats[row, w + d] -= rate * gradients[i, d]
+
+
+@njit(inline="always")
+def _adagrad(floats, w, a, row, gradients, i, rate, epsilon):  # type: ignore[no-untyped-def]
     for d in range(gradients.shape[1]):
         g = gradients[i, d]
-        a = state[row, d] + g * g
-        state[row, d] = a
-        values[row, d] -= rate * g / np.sqrt(a + epsilon)
+        accumulated = floats[row, a + d] + g * g
+        floats[row, a + d] = accumulated
+        floats[row, w + d] -= rate * g / np.sqrt(accumulated + epsilon)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _adam(
-    values: NDArray[np.float32],
-    state: NDArray[np.float32],
+    floats: NDArray[np.float32],
+    w: int,
+    m: int,
     row: int,
     gradients: NDArray[np.float32],
     i: int,
@@ -84,64 +111,127 @@ def _adam(
     toward1, toward2 = np.float32(1.0 - settings[_BETA1]), np.float32(1.0 - settings[_BETA2])
     epsilon = np.float32(settings[_EPSILON])
     width = gradients.shape[1]
+    u = m + width
     for d in range(width):
         g = gradients[i, d]
-        m = state[row, d] + (g - state[row, d]) * toward1
-        u = state[row, width + d] + (g * g - state[row, width + d]) * toward2
-        state[row, d] = m
-        state[row, width + d] = u
-        values[row, d] -= rate * m / (np.sqrt(u) + epsilon)
+        first = floats[row, m + d] + (g - floats[row, m + d]) * toward1
+        second = floats[row, u + d] + (g * g - floats[row, u + d]) * toward2
+        floats[row, m + d] = first
+        floats[row, u + d] = second
+        floats[row, w + d] -= rate * first / (np.sqrt(second) + epsilon)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _ftrl(
+    floats: NDArray[np.float32],
+    w: int,
+    a: int,
+    row: int,
+    gradients: NDArray[np.float32],
+    i: int,
+    settings: NDArray[np.float64],
+) -> None:
+    rate, l1, l2 = np.float32(settings[_RATE]), np.float32(settings[_L1]), np.float32(settings[_L2])
+    width = gradients.shape[1]
+    z = a + width
+    for d in range(width):
+        g = gradients[i, d]
+        before = floats[row, a + d]
+        after = before + g * g
+        linear = floats[row, z + d] + g - (np.sqrt(after) - np.sqrt(before)) / rate * floats[row, w + d]
+        floats[row, a + d] = after
+        floats[row, z + d] = linear
+        clipped = min(max(linear, -l1), l1)
+        floats[row, w + d] = (clipped - linear) / (np.sqrt(after) / rate + np.float32(2.0) * l2)
+
+
+@njit(inline="always")
+def _step(floats, ints, layout, row, gradients, i, settings, slot):  # type: ignore[no-untyped-def]
+    """One step of a row by its slot's optimizer."""
+    kind = settings[slot, _KIND]
+    if kind == ADAGRAD:
+        rate, epsilon = np.float32(settings[slot, _RATE]), np.float32(settings[slot, _EPSILON])
+        _adagrad(floats, layout.values, layout.state, row, gradients, i, rate, epsilon)
+    elif kind == SGD:
+        _sgd(floats, layout.values, row, gradients, i, np.float32(settings[slot, _RATE]))
+    elif kind == ADAM:
+        ints[row, STEPS] += 1
+        _adam(floats, layout.values, layout.state, row, gradients, i, settings[slot], ints[row, STEPS])
+    else:
+        _ftrl(floats, layout.values, layout.state, row, gradients, i, settings[slot])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def update_rows(
     arena: RowArrays,
-    keys: NDArray[np.int64],
+    layout: Layout,
     of_number: NDArray[np.int32],
     settings: NDArray[np.float64],
     rows: NDArray[np.int32],
     gradients: NDArray[np.float32],
-    sums: NDArray[np.float32],
-) -> int:
-    """One optimizer step of `rows` int32[U] by `gradients` float32[U, 1 + dim].
+    version: int,
+    fresh: NDArray[np.bool_],
+) -> tuple[int, int]:
+    """One optimizer step of `rows` int32[U], distinct, by `gradients` float32[U, 1 + dim]; default rows are passed over.
 
     Args:
-        sums: float32[1 + S, 1 + dim] of zeros, in which the gradients of default rows (1 to S) are summed first.
+        version: int32, of this touch; `fresh` bool[U] says which rows it had not touched yet.
 
     Returns:
-        Gradients left out because they were not finite; a row without any other keeps its value and state.
+        Gradients left out because they were not finite, whose rows keep values and state; and how many rows are fresh.
     """
-    values, state, steps = arena.values, arena.optimizer, arena.steps
-    slots = sums.shape[0] - 1
-    given = np.zeros(slots + 1, np.bool_)
+    floats, ints, longs, _, _ = arena
+    slots = settings.shape[0]
+    left_out = touched = 0
+    for i in range(rows.size):
+        row = rows[i]
+        fresh[i] = False
+        if row <= slots or longs[row, KEY] == 0:  # padding, default, or let go since the rows were looked up
+            continue
+        if _usable(gradients, i):
+            slot = of_number[longs[row, KEY] >> SLOT_SHIFT]
+            _step(floats, ints, layout, row, gradients, i, settings, slot)
+        else:
+            left_out += 1
+        if ints[row, TOUCHED] != version:
+            ints[row, TOUCHED] = version
+            fresh[i] = True
+            touched += 1
+    return left_out, touched
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def update_defaults(
+    arena: RowArrays,
+    layout: Layout,
+    settings: NDArray[np.float64],
+    rows: NDArray[np.int32],
+    gradients: NDArray[np.float32],
+    given: NDArray[np.bool_],
+) -> int:
+    """One step of each default row among `rows` int32[U] by the sum of its ids' gradients.
+
+    Args:
+        given: bool[1 + S], False; is set for the default rows that were there.
+
+    Returns:
+        Gradients left out because they, or their sum, were not finite.
+    """
+    slots = settings.shape[0]
+    sums = np.zeros((1 + slots, gradients.shape[1]), np.float32)
     left_out = 0
     for i in range(rows.size):
         row = rows[i]
-        if row == 0:
-            continue
-        if not _usable(gradients, i):
-            left_out += 1
-        elif row <= slots:
-            given[row] = True
-            for d in range(gradients.shape[1]):
-                sums[row, d] += gradients[i, d]
-        elif keys[row] != 0:  # not let go since the rows were looked up
-            slot = of_number[keys[row] >> SLOT_SHIFT]
-            if settings[slot, _KIND] == ADAGRAD:
-                rate, epsilon = np.float32(settings[slot, _RATE]), np.float32(settings[slot, _EPSILON])
-                _adagrad(values, state, row, gradients, i, rate, epsilon)
+        if 0 < row <= slots:
+            if _usable(gradients, i):
+                given[row] = True
+                for d in range(gradients.shape[1]):
+                    sums[row, d] += gradients[i, d]
             else:
-                steps[row] += 1
-                _adam(values, state, row, gradients, i, settings[slot], steps[row])
+                left_out += 1
     for row in range(1, slots + 1):
-        if not given[row]:
-            continue
-        if not _usable(sums, row):
+        if given[row] and _usable(sums, row):
+            _step(arena.floats, arena.ints, layout, row, sums, row, settings, row - 1)
+        elif given[row]:
             left_out += 1
-        elif settings[row - 1, _KIND] == ADAGRAD:
-            rate, epsilon = np.float32(settings[row - 1, _RATE]), np.float32(settings[row - 1, _EPSILON])
-            _adagrad(values, state, row, sums, row, rate, epsilon)
-        else:
-            steps[row] += 1
-            _adam(values, state, row, sums, row, settings[row - 1], steps[row])
     return left_out

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .arena import kernel_array
+from .growing_array import kernel_array
 
 
 def check_inverse(inverse: NDArray[np.int32], unique: int, width: int) -> NDArray[np.int32]:
@@ -50,7 +50,8 @@ def read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def pool_rows(
-    values: NDArray[np.float32],
+    floats: NDArray[np.float32],
+    start: int,
     rows: NDArray[np.int32],
     inverse: NDArray[np.int32],
     column_slot: NDArray[np.int32],
@@ -61,7 +62,7 @@ def pool_rows(
     """Pools rows by slot: weights into `first_out` float32[>= N, S], embeddings into `v_out` float32[>= N, S, dim].
 
     Args:
-        values: float32[rows, 1 + dim], first-order weight, then embedding; row 0 is zeros.
+        floats: float32[R, K], from word `start` on a row's first-order weight, then its embedding; row 0 is zeros.
         rows: int32[U], rows of the distinct ids, of which the first is padding, in row 0.
         inverse: int32[N, W].
         column_slot: int32[W], ascending.
@@ -74,18 +75,18 @@ def pool_rows(
         while c < width:
             s = column_slot[c]
             row = rows[inverse[i, c]]
-            first_out[i, s] = values[row, 0]
+            first_out[i, s] = floats[row, start]
             for d in range(dim):
-                v_out[i, s, d] = values[row, 1 + d]
+                v_out[i, s, d] = floats[row, start + 1 + d]
             present = np.int64(inverse[i, c] > 0)
             c += 1
             while c < width and column_slot[c] == s:
                 if inverse[i, c] > 0:
                     present += 1
                     row = rows[inverse[i, c]]
-                    first_out[i, s] += values[row, 0]
+                    first_out[i, s] += floats[row, start]
                     for d in range(dim):
-                        v_out[i, s, d] += values[row, 1 + d]
+                        v_out[i, s, d] += floats[row, start + 1 + d]
                 c += 1
             if mean[s] and present > 1:
                 scale = np.float32(1.0) / np.float32(present)
@@ -101,9 +102,14 @@ def scatter_gradients(
     inverse: NDArray[np.int32],
     column_slot: NDArray[np.int32],
     mean: NDArray[np.bool_],
+    start: int,
+    stop: int,
     out: NDArray[np.float32],
 ) -> None:
     """The transpose of `pool_rows`: adds gradients of pooled slots to those of the distinct ids, `out` float32[U, 1 + dim].
+
+    Only distinct ids `start` to `stop` are dealt with, in the order of the batch: threads that share a batch by its ids
+    add up what one thread would.
 
     `grad_first` float32[>= N] is that of the sum of a row's weights, the same for all its slots; `grad_v` is
     float32[>= N, S, dim].
@@ -126,7 +132,7 @@ def scatter_gradients(
                     scale = np.float32(1.0) / np.float32(present)
             for k in range(c, end):
                 u = inverse[i, k]
-                if u > 0:
+                if start <= u < stop and u > 0:
                     out[u, 0] += grad_first[i] * scale
                     for d in range(dim):
                         out[u, 1 + d] += grad_v[i, s, d] * scale

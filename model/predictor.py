@@ -9,7 +9,8 @@ import numpy as np
 from schemas.config import FeatureConfig
 
 from .deepfm import DeepFM
-from .slices import LADDER, PREDICTED_SLICE, Buffers, cut, run
+from .slices import LADDER, PREDICTED_SLICE, Buffers, cut
+from .threads import run
 
 #: `pool(rows, inverse, first_out, v_out)`: rows int32[U] by inverse int32[N, W] into float32[>= N, S] and
 #: float32[>= N, S, dim]; called from several threads at once.

@@ -8,11 +8,7 @@ alone, so does the result: it is the same bit by bit on any number of cores.
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -27,10 +23,7 @@ PREDICTED_SLICE = 512
 #: every function, and below a few hundred rows a call costs more than its arithmetic.
 LADDER = (16, 64, 128, 512, SLICE)
 
-_T = TypeVar("_T")
 _ALIGNMENT = 64  # bytes; TensorFlow takes such arrays as they are and copies others
-
-_executor: ThreadPoolExecutor | None = None
 
 
 def one_thread_a_call() -> None:
@@ -49,18 +42,6 @@ def cut(rows: int, most: int = SLICE) -> list[slice]:
 def rung(rows: int) -> int:
     """The number of `LADDER` that holds `rows` (at most `SLICE`)."""
     return next(size for size in LADDER if size >= rows)
-
-
-def run(function: Callable[[slice], _T], slices: Sequence[slice]) -> list[_T]:
-    """`function(slice)` for each slice, in threads where there are several; results in their order."""
-    # The first one here: a caller that only waits would wake its helpers on the core it is about to leave, one behind
-    # the other.
-    others = [_threads().submit(function, part) for part in slices[1:]]
-    try:
-        first = [function(part) for part in slices[:1]]
-    finally:
-        wait(others)  # they write to the caller's arrays
-    return first + [other.result() for other in others]
 
 
 def aligned(shape: tuple[int, ...]) -> np.ndarray:
@@ -93,19 +74,3 @@ class Buffers:
         for array in of_size[size].values():
             array[rows:] = 0
         return of_size[size]
-
-
-def _threads() -> ThreadPoolExecutor:
-    global _executor
-    if _executor is None:
-        _executor = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="slice")
-    return _executor
-
-
-def _forget_threads() -> None:
-    global _executor
-    _executor = None
-
-
-# A forked child has none of its parent's threads.
-os.register_at_fork(after_in_child=_forget_threads)

@@ -21,7 +21,7 @@ from schemas.config import FeatureConfig
 from .deepfm import DeepFM, SliceResult
 from .delta import Delta
 from .predictor import Predictor
-from .slices import Buffers, cut, run, rung
+from .slices import Buffers, cut, rung
 from .snapshot import (
     FileEntry,
     Increment,
@@ -33,7 +33,9 @@ from .snapshot import (
     read_increment,
     write_increment,
 )
-from .table import EmbeddingTable, TableRows
+from .table import EmbeddingTable
+from .table_rows import TableRows
+from .threads import run
 from .widening import Widening
 
 #: Rows looked at for expiry in a step, per example: the clock hand passes the table in bounded work.

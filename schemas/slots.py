@@ -14,7 +14,9 @@ Side = Literal["user", "item"]
 Kind = Literal["id", "category", "bucket", "log_count", "bag", "text"]
 Type = Literal["int", "string", "float"]
 Pooling = Literal["sum", "mean"]
-OptimizerKind = Literal["adagrad", "adam"]
+OptimizerKind = Literal["sgd", "adagrad", "adam", "ftrl"]
+AdmissionMode = Literal["count", "probability"]
+Init = Literal["normal", "uniform", "zeros"]
 
 MAX_SLOT = 2**15 - 1
 TYPES_OF_KIND: dict[str, tuple[str, ...]] = {
@@ -60,7 +62,11 @@ def _is_int(value: object, least: int) -> bool:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the rows of a slot are updated: `adagrad` (Duchi et al. 2011) or lazy `adam` (Kingma & Ba 2015)."""
+    """How the rows of a slot are updated.
+
+    `sgd`, `adagrad` (Duchi et al. 2011), lazy `adam` (Kingma & Ba 2015) or `ftrl` (McMahan et al. 2013). Adagrad and FTRL
+    read `initial_accumulator`, Adam the betas, FTRL `l1` and `l2`, Adagrad and Adam `epsilon`.
+    """
 
     kind: OptimizerKind = "adagrad"
     learning_rate: float = 0.05
@@ -68,6 +74,8 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-7
+    l1: float = 0.0
+    l2: float = 0.0
 
     def __post_init__(self) -> None:
         _need_choice("optimizer", "kind", self.kind, OptimizerKind)
@@ -77,6 +85,9 @@ class OptimizerConfig:
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             need(_is_number(value) and 0 <= value < 1, f"optimizer: {name} = {value!r} must lie in [0, 1)")
+        for name in ("l1", "l2"):
+            value = getattr(self, name)
+            need(_is_number(value) and value >= 0, f"optimizer: {name} = {value!r} must be a number of 0 or more")
 
 
 @dataclass(frozen=True)
@@ -84,9 +95,13 @@ class Slot:
     """One feature: a source field, how its values become feature ids, and how their rows are kept.
 
     `source` names the raw field and `type` fixes what it holds. `max_length` is the number of id columns
-    (more than 1 only for `bag` and `text`), `pooling` how a bag's rows become one. `admission` is the number
-    of occurrences after which an id gets a row of its own, `ttl_s` the seconds after which an unseen one
-    loses it (None: never), `init_scale` the standard deviation of a new row.
+    (more than 1 only for `bag` and `text`), `pooling` how a bag's rows become one.
+
+    `admission` is the number of occurrences after which an id gets a row of its own: exactly, as far as a sketch counts
+    (`admission_mode` "count"), or each with a probability by which 95 % have one by then ("probability": nothing is kept
+    of those that have none). `ttl_s` is the seconds after which an unseen id loses its row (None: never), unless its slot
+    has only `min_rows` of them. A new row's embedding is drawn as `init` says, `init_scale` being its standard deviation
+    ("normal") or its bound ("uniform").
     """
 
     name: str
@@ -99,8 +114,11 @@ class Slot:
     max_length: int = 1
     pooling: Pooling = "sum"
     admission: int = 1
+    admission_mode: AdmissionMode = "count"
     ttl_s: int | None = None
+    min_rows: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    init: Init = "normal"
     init_scale: float = 0.01
 
     def __post_init__(self) -> None:
@@ -126,6 +144,9 @@ class Slot:
             f"{where}: max_length = {self.max_length} needs kind bag or text: a {self.kind} has one value",
         )
         need(_is_int(self.admission, 1), f"{where}: admission = {self.admission!r} must be 1 or more")
+        _need_choice(where, "admission_mode", self.admission_mode, AdmissionMode)
+        _need_choice(where, "init", self.init, Init)
+        need(_is_int(self.min_rows, 0), f"{where}: min_rows = {self.min_rows!r} must be 0 or more")
         need(
             self.ttl_s is None or _is_int(self.ttl_s, 1),
             f"{where}: ttl_s = {self.ttl_s!r} must be 1 or more seconds: leave it out to keep rows for ever",

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from hypothesis import strategies as st
 
-from model.arena import TableRows
 from model.feature_ids import default_key
 from model.table import EmbeddingTable
+from model.table_rows import TableRows
 from schemas.config import FeatureConfig, Head, ModelConfig, OptimizerConfig, Slot
 
 ADAM = OptimizerConfig("adam", learning_rate=0.02)
@@ -75,6 +75,11 @@ def feature_id(slot: int, value: int) -> int:
     return slot << 48 | value
 
 
+def whole_s(time_ms: int) -> int:
+    """A time in ms as the table keeps it: in whole seconds."""
+    return time_ms // 1000 * 1000
+
+
 def contents(rows: TableRows) -> dict[int, tuple]:
     """Whole rows by key."""
     columns = (rows.values, rows.optimizer, rows.steps, rows.counts, rows.last_seen_ms)
@@ -132,7 +137,7 @@ class PlainTable:
 
     def is_expired(self, key: int, time_ms: int) -> bool:
         row = self.rows[key]
-        return row.slot.ttl_s is not None and time_ms - row.last_seen_ms > 1000 * row.slot.ttl_s
+        return row.slot.ttl_s is not None and time_ms // 1000 - row.last_seen_ms // 1000 > row.slot.ttl_s
 
     def admit(self, unique: np.ndarray, occurrences: np.ndarray, time_ms: int) -> list[int | None]:
         """Key of the row of each id."""
@@ -145,11 +150,11 @@ class PlainTable:
                 self.occurred[feature] += times
                 if slot.admission == 1 or self.occurred[feature] >= slot.admission:
                     count = self.occurred[feature] if slot.admission > 1 else times
-                    self.rows[feature] = Row(slot, self.initial[feature], count, time_ms)
+                    self.rows[feature] = Row(slot, self.initial[feature], count, whole_s(time_ms))
             elif feature in self.rows:
                 row = self.rows[feature]
                 row.count += times
-                row.last_seen_ms = max(row.last_seen_ms, time_ms)
+                row.last_seen_ms = max(row.last_seen_ms, whole_s(time_ms))
             keys.append(self.key_of(feature) if feature else None)
         return keys
 

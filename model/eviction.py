@@ -1,0 +1,114 @@
+"""Kernels that let rows go: those whose time to live has passed, and the oldest where memory is short.
+
+A hand passes over the rows, a bounded number at a time, as a clock's does (Corbató 1968): no batch pays for the whole table.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from .arena import KEY, NEXT, SEEN, TOUCHED, RowArrays, free_row
+from .cuckoo_kernels import IndexArrays, remove_key
+from .feature_ids import SLOT_SHIFT
+from .slot_arrays import SlotArrays
+
+OLDEST_PART = 0.1  # of all rows: they leave first where memory is short
+_SAMPLE = 1024  # rows by which the age of the oldest part is told, to a percent or so
+_UINT32 = np.int64(0xFFFFFFFF)
+
+
+@njit(inline="always")
+def outlived(seen, slot, ttl_s, min_rows, slot_rows, now_s):  # type: ignore[no-untyped-def]
+    """Whether a row's time to live has passed. It does not depend on whether the hand has come by."""
+    return now_s - (np.int64(seen) & _UINT32) > ttl_s[slot] and slot_rows[slot] > min_rows[slot]
+
+
+@njit(inline="always")
+def let_go(index, free, meta, slot_rows, key, slot):  # type: ignore[no-untyped-def]
+    """Takes a key out of the index and frees its row."""
+    free_row(free, meta, remove_key(index, key))
+    slot_rows[slot] -= 1
+
+
+@njit(nogil=True, cache=True)
+def expire_rows(
+    index: IndexArrays,
+    arena: RowArrays,
+    slots: SlotArrays,
+    slot_rows: NDArray[np.int64],
+    now_s: int,
+    budget: int,
+    hand: int,
+    removed: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Moves the hand over `budget` rows behind the default rows and lets those go whose time to live has passed.
+
+    Returns:
+        Where the hand stands, and how many keys were put into `removed`.
+    """
+    first = np.int64(1 + slot_rows.size)  # behind row 0 and the default rows
+    _, ints, longs, free, meta = arena
+    end = meta[NEXT]
+    of_number, ttl_s, min_rows = slots.of_number, slots.ttl_s, slots.min_rows
+    gone = 0
+    for _ in range(min(budget, end - first)):
+        row = hand if first <= hand < end else int(first)
+        hand = row + 1
+        key = longs[row, KEY]
+        if key != 0:
+            slot = of_number[key >> SLOT_SHIFT]
+            if outlived(ints[row, SEEN], slot, ttl_s, min_rows, slot_rows, now_s):
+                let_go(index, free, meta, slot_rows, key, slot)
+                removed[gone] = key
+                gone += 1
+    return hand, gone
+
+
+@njit(nogil=True, cache=True)
+def evict_rows(
+    index: IndexArrays,
+    arena: RowArrays,
+    slots: SlotArrays,
+    slot_rows: NDArray[np.int64],
+    seen_s: int,
+    version: int,
+    budget: int,
+    hand: int,
+    removed: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Moves the hand over at most `budget` rows until `removed` is full of keys last seen at `seen_s` or before, which go.
+
+    Rows that `version` int32 has touched stay: the batch at work uses them.
+
+    Returns:
+        Where the hand stands, and how many keys were put into `removed`.
+    """
+    first = np.int64(1 + slot_rows.size)
+    _, ints, longs, free, meta = arena
+    end = meta[NEXT]
+    gone = 0
+    for _ in range(min(budget, end - first)):
+        if gone == removed.size:
+            break
+        row = hand if first <= hand < end else int(first)
+        hand = row + 1
+        key = longs[row, KEY]
+        if key != 0 and ints[row, TOUCHED] != version and (np.int64(ints[row, SEEN]) & _UINT32) <= seen_s:
+            let_go(index, free, meta, slot_rows, key, slots.of_number[key >> SLOT_SHIFT])
+            removed[gone] = key
+            gone += 1
+    return hand, gone
+
+
+def oldest_seen(arena: RowArrays, first: int) -> int:
+    """Seconds: the oldest tenth of the rows from `first` on was last seen then or before, by a sample spread over them.
+
+    -1 if there are none.
+    """
+    end = int(arena.meta[NEXT])
+    rows = np.unique(np.linspace(first, end - 1, min(_SAMPLE, max(0, end - first))).astype(np.int64))
+    seen = arena.ints.view(np.uint32)[rows, SEEN][arena.longs[rows, KEY] != 0]
+    at = int(OLDEST_PART * (seen.size - 1))
+    return int(np.partition(seen, at)[at]) if seen.size else -1

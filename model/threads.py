@@ -1,0 +1,84 @@
+"""The threads that kernels and compiled steps share, and how work is cut for them.
+
+Work is cut by what is to be done, never by how many threads there are, or in a way that the result does not depend on: a
+result is the same bit by bit on any number of threads. Numba's own threads (`prange`) are not used: they end a process that
+forks, or are not safe to call from several threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+_lock = threading.Lock()
+_executor: ThreadPoolExecutor | None = None
+_count = len(os.sched_getaffinity(0))
+
+
+def use_threads(count: int) -> None:
+    """Have all that runs from now on use `count` threads, the caller's included; at first it is one a core.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    global _executor, _count
+    if count < 1:
+        raise ValueError(f"{count} threads cannot work: use 1 or more")
+    with _lock:
+        _executor, _count = None, count  # an executor that nobody holds any more ends its threads
+
+
+def threads() -> int:
+    """Threads in use."""
+    return _count
+
+
+def ranges(items: int, least: int) -> list[slice]:
+    """`items` cut into a range a thread, of at least `least` each; one empty range if there are none."""
+    parts = max(1, min(_count, items // least))
+    return [slice(items * part // parts, items * (part + 1) // parts) for part in range(parts)]
+
+
+def run(function: Callable[[slice], _T], parts: Sequence[slice]) -> list[_T]:
+    """`function(part)` for each part, in threads where there are several of both; results in their order."""
+    helpers = min(_count, len(parts)) - 1
+    if helpers < 1:
+        return [function(part) for part in parts]
+    results: list[_T | None] = [None] * len(parts)
+    turns = iter(range(len(parts)))  # whoever is done takes the next one
+
+    def work() -> None:
+        for turn in turns:
+            results[turn] = function(parts[turn])
+
+    # The caller works, too: one that only waits would wake its helpers on the core it is about to leave.
+    others: list[Future[None]] = [_threads().submit(work) for _ in range(helpers)]
+    try:
+        work()
+    finally:
+        wait(others)  # they write to the caller's arrays
+    for other in others:
+        other.result()
+    return results  # type: ignore[return-value]  # each turn was taken
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _executor
+    with _lock:
+        if _executor is None:
+            _executor = ThreadPoolExecutor(max(1, _count - 1), thread_name_prefix="kernel")
+        return _executor
+
+
+def _forget_threads() -> None:
+    global _executor, _lock
+    _executor, _lock = None, threading.Lock()
+
+
+# A forked child has none of its parent's threads, and may have been born while one of them held the lock.
+os.register_at_fork(after_in_child=_forget_threads)
