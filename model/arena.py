@@ -148,6 +148,13 @@ class RowArena:
 
 
 @njit(inline="always")
+def word(start: int, d: int) -> np.uint64:
+    """Word `d` of a part of a record that starts at `start`. Unsigned: Numba looks out for negative indices otherwise, and a
+    loop that does is not vectorised."""
+    return np.uint64(start + d)
+
+
+@njit(inline="always")
 def can_take(meta: NDArray[np.int64]) -> bool:
     """Whether there is room for one more row."""
     return meta[FREE] > 0 or meta[NEXT] < meta[LIMIT]

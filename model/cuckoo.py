@@ -1,6 +1,6 @@
 """Collisionless index from key to row number: bucketised cuckoo hashing.
 
-A key has two buckets of four cells; a cell holds an 8-bit tag of the hash and a row number, and the key itself lies in its
+A key has two buckets of eight cells; a cell holds an 8-bit tag of the hash and a row number, and the key itself lies in its
 row, where it is compared whole: no two keys are ever merged. A key that finds both buckets full displaces others along the
 shortest path to a free cell (breadth first, bounded); where there is none it goes to a small stash. The index grows by
 splitting one bucket at a time, in turn: an insert never waits for more than a few splits, growth touches no row, and at any
@@ -127,7 +127,7 @@ class CuckooIndex:
     def arrays(self) -> IndexArrays:
         """The index for one kernel call; valid until `reserve`, `relieve`, or more rows."""
         tags = self._tags.array
-        words, rows = tags.view(np.uint32).reshape(-1), self._rows.array.reshape(-1)
+        words, rows = tags.view(np.uint64).reshape(-1), self._rows.array.reshape(-1)
         return IndexArrays(tags.reshape(-1), words, rows, self._stash, self._keys.array, self._meta)
 
     def relieve(self) -> None:

@@ -13,10 +13,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .feature_ids import mix63_jit
+from .prefetch import prefetch
 
 NO_ROW = -1
-CELLS = 4
-MAX_LOAD = 0.88  # keys a cell from which the index grows: paths stay one or two steps long
+CELLS = 8
+MAX_LOAD = 0.7  # keys a cell from which the index grows: while half of the buckets are split, the others are far fuller
 SIZE, STASHED, BUCKETS, LEVEL = 0, 1, 2, 3  # cells of IndexArrays.meta
 DONE, NO_ROOM, ROW_TAKEN = 0, 1, 2
 BLOCK = 64  # keys whose cache misses are waited for together
@@ -25,20 +26,22 @@ _SEARCH = 256  # buckets looked at for a free cell
 _SECOND = 28  # bits of the hash from which the second bucket is taken; the tag's are the top 8 of its 63
 _TAG = 55
 _POSITIVE = np.int64(0x7FFFFFFFFFFFFFFF)
-_LOW = np.uint64(0x01010101)
-_HIGH = np.uint64(0x80808080)
+_LOW = np.uint64(0x0101010101010101)
+_SEVEN = np.uint64(0x7F7F7F7F7F7F7F7F)
+_HIGH = np.uint64(0x8080808080808080)
+_PLACES = np.uint64(0x0001020304050607)
 
 
 class IndexArrays(NamedTuple):
     """The index as the kernels take it.
 
-    tags uint8[4 B] (0 = free cell) and words uint32[B], the same bytes; rows int32[4 B]; stash int32[]; keys int64[R, K],
+    tags uint8[8 B] (0 = free cell) and words uint64[B], the same bytes; rows int32[8 B]; stash int32[]; keys int64[R, K],
     a row's key in its column 0; meta int64[4] is (keys held, of which in the stash, buckets in use, `LEVEL`: the power of
     two that the buckets grow to next). Only the first `BUCKETS` of B buckets are in use.
     """
 
     tags: NDArray[np.uint8]
-    words: NDArray[np.uint32]
+    words: NDArray[np.uint64]
     rows: NDArray[np.int32]
     stash: NDArray[np.int32]
     keys: NDArray[np.int64]
@@ -64,10 +67,29 @@ def _bucket(h: int, buckets: int, level: int) -> int:
 
 
 @njit(inline="always")
-def _matches(word: np.uint32, tag: int) -> np.uint64:
+def _matches(word: np.uint64, tag: int) -> np.uint64:
     """The high bit of each byte of a bucket's tags that equals the tag; bytes above the first may be false."""
-    x = np.uint64(word) ^ (np.uint64(tag) * _LOW)
+    x = word ^ (np.uint64(tag) * _LOW)
     return (x - _LOW) & ~x & _HIGH
+
+
+@njit(inline="always")
+def _free(word: np.uint64) -> np.uint64:
+    """The high bit of each byte of a bucket's tags that is 0."""
+    return ~(((word & _SEVEN) + _SEVEN) | word | _SEVEN)
+
+
+@njit(inline="always")
+def _how_many(bits: np.uint64) -> np.int64:
+    """How many of the bytes' high bits are set."""
+    return np.int64(((bits >> np.uint64(7)) * _LOW) >> np.uint64(56))
+
+
+@njit(inline="always")
+def _place_of(bits: np.uint64) -> np.int64:
+    """Which byte's high bit is the lowest set."""
+    lowest = bits & (~bits + np.uint64(1))
+    return np.int64(((lowest >> np.uint64(7)) * _PLACES) >> np.uint64(56))
 
 
 @njit(inline="always")
@@ -79,16 +101,6 @@ def _cell_in(tags, words, rows, keys, bucket, tag, key):  # type: ignore[no-unty
             if tags[cell] == tag and keys[rows[cell], 0] == key:
                 found = cell
     return found
-
-
-@njit(inline="always")
-def _free_in(tags: NDArray[np.uint8], bucket: int) -> np.int64:
-    """First free cell of a bucket, or -1."""
-    free = np.int64(-1)
-    for cell in range(bucket * CELLS + CELLS - 1, bucket * CELLS - 1, -1):
-        if tags[cell] == 0:
-            free = np.int64(cell)
-    return free
 
 
 @njit(nogil=True, cache=True)
@@ -105,8 +117,9 @@ def _clear_path(index: IndexArrays, first: int, second: int) -> np.int64:
     buckets, level = index.meta[BUCKETS], index.meta[LEVEL]
     head, tail = 0, 2
     while head < tail:
-        hole = _free_in(index.tags, nodes[head])
-        if hole >= 0:
+        free = _free(index.words[nodes[head]])
+        if free != np.uint64(0):
+            hole = nodes[head] * CELLS + _place_of(free)
             node = np.int64(head)
             while parents[node] >= 0:
                 index.tags[hole] = index.tags[cells[node]]
@@ -160,7 +173,7 @@ def make_room(index: IndexArrays) -> bool:
 def split_next(index: IndexArrays) -> None:
     """Splits one bucket in two: linear hashing (Litwin 1980), so that the index grows a bucket at a time.
 
-    A key keeps its place among the four cells: none is ever in another's way.
+    A key keeps its place among the eight cells: none is ever in another's way.
     """
     tags, _, rows, _, keys, meta = index
     buckets = meta[BUCKETS]
@@ -195,19 +208,22 @@ def locate(tags, words, rows, stash, keys, meta, key):  # type: ignore[no-untype
 
 
 @njit(inline="always")
-def has_room(words: NDArray[np.uint32], stash: NDArray[np.int32], meta: NDArray[np.int64]) -> bool:
+def has_room(words: NDArray[np.uint64], stash: NDArray[np.int32], meta: NDArray[np.int64]) -> bool:
     """Whether one more key surely finds a place; if not, `make_room` must come first."""
     return meta[STASHED] < stash.size and meta[SIZE] < MAX_LOAD * CELLS * meta[BUCKETS]
 
 
 @njit(inline="always")
-def place(index, tags, rows, meta, key, row):  # type: ignore[no-untyped-def]
-    """Puts the row of a key that is not there into a cell; there is room."""
+def place(index, tags, words, rows, meta, key, row):  # type: ignore[no-untyped-def]
+    """Puts the row of a key that is not there into a cell of its emptier bucket; there is room."""
     h = _hash(key)
-    cell = _free_in(tags, _bucket(h, meta[BUCKETS], meta[LEVEL]))
-    if cell < 0:
-        cell = _free_in(tags, _bucket(h >> _SECOND, meta[BUCKETS], meta[LEVEL]))
-    if cell >= 0:
+    bucket = _bucket(h, meta[BUCKETS], meta[LEVEL])
+    second = _bucket(h >> _SECOND, meta[BUCKETS], meta[LEVEL])
+    free, other = _free(words[bucket]), _free(words[second])
+    if _how_many(other) > _how_many(free):
+        bucket, free = second, other
+    if free != np.uint64(0):
+        cell = bucket * CELLS + _place_of(free)
         tags[cell] = _tag(h)
         rows[cell] = row
     else:
@@ -259,11 +275,11 @@ def find_block(index, words, rows, row_keys, meta, keys, start, n, cells, matche
         other = _matches(words[second], tag)
         bucket = first if match != np.uint64(0) else second
         match = match if match != np.uint64(0) else other
-        lowest = np.int64(match & (~match + np.uint64(1)))
-        cells[i] = bucket * CELLS + ((lowest >> 15) & 1) + ((lowest >> 23) & 1) * 2 + ((lowest >> 31) & 1) * 3
+        cells[i] = bucket * CELLS + _place_of(match)
         matches[i] = match
     for i in range(n):
         found[start + i] = rows[cells[i]]
+        prefetch(row_keys, found[start + i], 0)
     for i in range(n):
         if matches[i] == np.uint64(0) and meta[STASHED] == 0:
             found[start + i] = NO_ROW
@@ -298,7 +314,7 @@ def put_rows(index: IndexArrays, new_keys: NDArray[np.int64], new_rows: NDArray[
                 return i, NO_ROOM
             keys[row, 0] = key
             meta[SIZE] += 1
-            place(index, tags, rows, meta, key, row)
+            place(index, tags, words, rows, meta, key, row)
             continue
         if cell < rows.size:
             keys[rows[cell], 0] = 0
@@ -321,4 +337,4 @@ def remove_keys(index: IndexArrays, keys: NDArray[np.int64], removed: NDArray[np
 def unstash(index: IndexArrays, stashed: NDArray[np.int32]) -> None:
     """Places the keys of rows taken out of the stash; those that still find no cell go back to it."""
     for row in stashed:
-        place(index, index.tags, index.rows, index.meta, index.keys[row, 0], row)
+        place(index, index.tags, index.words, index.rows, index.meta, index.keys[row, 0], row)

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .arena import KEY, Layout, RowArrays
+from .arena import KEY, Layout, RowArrays, word
 from .feature_ids import SLOT_SHIFT, mix63_jit
 from .optimizers import start_state
 from .random_bits import mixed, normal, unit
@@ -39,5 +39,5 @@ def start_rows(
                 value = normal(bits) * scale
             elif kind == UNIFORM:
                 value = (2.0 * unit(bits) - 1.0) * scale
-            floats[row, layout.values + d] = np.float32(value)
+            floats[row, word(layout.values, d)] = np.float32(value)
         start_state(floats, ints, layout, row, settings, slot)

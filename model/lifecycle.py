@@ -190,7 +190,7 @@ def admit_ids(
                     ints[row, SEEN] = np.int32(now_s)
                     meta[SIZE] += 1
                     slot_rows[slot] += 1
-                    place(index, tags, index_rows, meta, key, row)
+                    place(index, tags, words, index_rows, meta, key, row)
                     created[progress[CREATED]] = i
                     progress[CREATED] += 1
         rows[i] = row

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from schemas.slots import OptimizerConfig
 
-from .arena import KEY, STEPS, TOUCHED, Layout, RowArrays
+from .arena import KEY, STEPS, TOUCHED, Layout, RowArrays, word
 from .feature_ids import SLOT_SHIFT
+from .prefetch import AHEAD, LINE, prefetch
 
 SGD, ADAGRAD, ADAM, FTRL = range(4)
 _KINDS = {"sgd": SGD, "adagrad": ADAGRAD, "adam": ADAM, "ftrl": FTRL}
@@ -64,7 +65,7 @@ def start_state(floats, ints, layout, row, settings, slot):  # type: ignore[no-u
     width = layout.state - layout.values
     accumulator = np.float32(settings[slot, INITIAL])
     for d in range(layout.state, layout.end):
-        floats[row, d] = accumulator if d < layout.state + width else np.float32(0.0)
+        floats[row, word(d, 0)] = accumulator if d < layout.state + width else np.float32(0.0)
     if layout.values > STEPS:
         ints[row, STEPS] = 0
 
@@ -81,16 +82,16 @@ def _usable(gradients: NDArray[np.float32], i: int) -> bool:
 @njit(inline="always")
 def _sgd(floats, w, row, gradients, i, rate):  # type: ignore[no-untyped-def]
     for d in range(gradients.shape[1]):
-        floats[row, w + d] -= rate * gradients[i, d]
+        floats[row, word(w, d)] -= rate * gradients[i, d]
 
 
 @njit(inline="always")
 def _adagrad(floats, w, a, row, gradients, i, rate, epsilon):  # type: ignore[no-untyped-def]
     for d in range(gradients.shape[1]):
         g = gradients[i, d]
-        accumulated = floats[row, a + d] + g * g
-        floats[row, a + d] = accumulated
-        floats[row, w + d] -= rate * g / np.sqrt(accumulated + epsilon)
+        accumulated = floats[row, word(a, d)] + g * g
+        floats[row, word(a, d)] = accumulated
+        floats[row, word(w, d)] -= rate * g / np.sqrt(accumulated + epsilon)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -114,11 +115,11 @@ def _adam(
     u = m + width
     for d in range(width):
         g = gradients[i, d]
-        first = floats[row, m + d] + (g - floats[row, m + d]) * toward1
-        second = floats[row, u + d] + (g * g - floats[row, u + d]) * toward2
-        floats[row, m + d] = first
-        floats[row, u + d] = second
-        floats[row, w + d] -= rate * first / (np.sqrt(second) + epsilon)
+        first = floats[row, word(m, d)] + (g - floats[row, word(m, d)]) * toward1
+        second = floats[row, word(u, d)] + (g * g - floats[row, word(u, d)]) * toward2
+        floats[row, word(m, d)] = first
+        floats[row, word(u, d)] = second
+        floats[row, word(w, d)] -= rate * first / (np.sqrt(second) + epsilon)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -136,13 +137,13 @@ def _ftrl(
     z = a + width
     for d in range(width):
         g = gradients[i, d]
-        before = floats[row, a + d]
+        before = floats[row, word(a, d)]
         after = before + g * g
-        linear = floats[row, z + d] + g - (np.sqrt(after) - np.sqrt(before)) / rate * floats[row, w + d]
-        floats[row, a + d] = after
-        floats[row, z + d] = linear
+        linear = floats[row, word(z, d)] + g - (np.sqrt(after) - np.sqrt(before)) / rate * floats[row, word(w, d)]
+        floats[row, word(a, d)] = after
+        floats[row, word(z, d)] = linear
         clipped = min(max(linear, -l1), l1)
-        floats[row, w + d] = (clipped - linear) / (np.sqrt(after) / rate + np.float32(2.0) * l2)
+        floats[row, word(w, d)] = (clipped - linear) / (np.sqrt(after) / rate + np.float32(2.0) * l2)
 
 
 @njit(inline="always")
@@ -184,6 +185,10 @@ def update_rows(
     slots = settings.shape[0]
     left_out = touched = 0
     for i in range(rows.size):
+        if i + AHEAD < rows.size:
+            for column in range(0, layout.end, LINE):
+                prefetch(floats, rows[i + AHEAD], column)
+            prefetch(floats, rows[i + AHEAD], layout.end - 1)
         row = rows[i]
         fresh[i] = False
         if row <= slots or longs[row, KEY] == 0:  # padding, default, or let go since the rows were looked up

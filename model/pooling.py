@@ -6,7 +6,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from .arena import word
 from .growing_array import kernel_array
+from .prefetch import AHEAD, LINE, prefetch
 
 
 def check_inverse(inverse: NDArray[np.int32], unique: int, width: int) -> NDArray[np.int32]:
@@ -70,23 +72,30 @@ def pool_rows(
     """
     dim = v_out.shape[2]
     width = column_slot.size
+    ahead = 1 + AHEAD // width
     for i in range(inverse.shape[0]):
+        if i + ahead < inverse.shape[0]:
+            for c in range(width):
+                row = rows[inverse[i + ahead, c]]
+                for column in range(start, start + 1 + dim, LINE):
+                    prefetch(floats, row, column)
+                prefetch(floats, row, start + dim)
         c = 0
         while c < width:
             s = column_slot[c]
             row = rows[inverse[i, c]]
-            first_out[i, s] = floats[row, start]
+            first_out[i, s] = floats[row, word(start, 0)]
             for d in range(dim):
-                v_out[i, s, d] = floats[row, start + 1 + d]
+                v_out[i, s, d] = floats[row, word(start + 1, d)]
             present = np.int64(inverse[i, c] > 0)
             c += 1
             while c < width and column_slot[c] == s:
                 if inverse[i, c] > 0:
                     present += 1
                     row = rows[inverse[i, c]]
-                    first_out[i, s] += floats[row, start]
+                    first_out[i, s] += floats[row, word(start, 0)]
                     for d in range(dim):
-                        v_out[i, s, d] += floats[row, start + 1 + d]
+                        v_out[i, s, d] += floats[row, word(start + 1, d)]
                 c += 1
             if mean[s] and present > 1:
                 scale = np.float32(1.0) / np.float32(present)
