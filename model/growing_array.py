@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 MAX_ROWS = 2**31 - 1  # row numbers are int32
-_HUGE = 1 << 22  # bytes from which an array asks for huge pages: random rows then miss the TLB far less
 
 
 def kernel_array(array: NDArray, dtype: DTypeLike) -> NDArray:
@@ -54,7 +53,6 @@ class GrowingArray:
         del self.array  # the pages can move only while nobody looks at them
         try:
             self._map.resize(grown * self.row_nbytes)
-            _advise(self._map)
             capacity = grown
         except (BufferError, SystemError):
             # A view is still held somewhere, or the platform has no mremap: the rows are copied this once.
@@ -71,12 +69,6 @@ class GrowingArray:
 
 
 def _zero_pages(nbytes: int) -> mmap.mmap:
-    # Private: a forked worker gets its own copy on write, as of any other memory.
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    _advise(pages)
-    return pages
-
-
-def _advise(pages: mmap.mmap) -> None:
-    if len(pages) >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
+    # Private: a forked worker gets its own copy on write, as of any other memory. Huge pages are not asked for: the first use
+    # of each stops a batch for milliseconds, and rows that are fetched ahead hardly miss them.
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

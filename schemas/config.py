@@ -47,6 +47,10 @@ __all__ = [
 
 _T = TypeVar("_T")
 
+#: Fields that slots and optimizers had not at first, and the values that say what was so then.
+_LATER = {"admission_mode": "count", "min_rows": 0, "init": "normal"}
+_LATER_OPTIMIZER = {"l1": 0.0, "l2": 0.0}
+
 
 @dataclass(frozen=True)
 class FeatureConfig:
@@ -138,7 +142,7 @@ class FeatureConfig:
 
     def _fingerprint(self, slot_count: int) -> int:
         described = {
-            "slots": [dataclasses.asdict(slot) for slot in self.slots[:slot_count]],
+            "slots": [_described(slot) for slot in self.slots[:slot_count]],
             "heads": [dataclasses.asdict(head) for head in self.heads],
             "dim": self.model.dim,
         }
@@ -159,6 +163,16 @@ class FeatureConfig:
     def dump(self, path: str | Path) -> None:
         """Write `to_toml()` to `path`."""
         Path(path).write_text(self.to_toml(), encoding="utf-8")
+
+
+def _described(slot: Slot) -> dict[str, Any]:
+    """A slot's fields, but for those that came later and say what was so before: logs and snapshots from then stay readable."""
+    fields = dataclasses.asdict(slot)
+    for of, later in ((fields, _LATER), (fields["optimizer"], _LATER_OPTIMIZER)):
+        for name, before in later.items():
+            if of[name] == before:
+                del of[name]
+    return fields
 
 
 def _plain(value: Any) -> Any:

@@ -138,7 +138,7 @@ def test_defaults_hold_for_every_slot_that_has_no_value_of_its_own(tmp_path: Pat
         ("ttl_s = 60", "boundaries = [1]", "slot 'video': boundaries belong to kind bucket: remove them"),
         ("ttl_s = 60", "init_scale = -1", "slot 'video': init_scale = -1.0 must be a number of 0 or more"),
         ("ttl_s = 60", "init_scale = true", "slot 'video': init_scale = True must be a number"),
-        ("ttl_s = 60", "optimizer = { kind = 'sgd' }", "slot 'video': optimizer: kind = 'sgd' is unknown"),
+        ("ttl_s = 60", "optimizer = { kind = 'rmsprop' }", "slot 'video': optimizer: kind = 'rmsprop' is unknown"),
         ("ttl_s = 60", "optimizer = 3", "slot 'video': optimizer: must be a table"),
         ("ttl_s = 60", "optimizer = { beta1 = 1 }", r"slot 'video': optimizer: beta1 = 1.0 must lie in \[0, 1\)"),
         ("[6, 12, 18]", "[]", r"slot 'hour': kind bucket needs boundaries = \[...\]"),
