@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo lock test check format bench clean
+.PHONY: help setup demo lock test check format bench bench-peers clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 12
@@ -45,7 +45,16 @@ bench: setup ## run every benchmark; KUAIRAND_DIR=FOLDER: where KuaiRand-Pure wa
 	$(BIN)/python -m bench.step
 	$(BIN)/python -m bench.pipeline
 	$(BIN)/python -m bench.kuairand
+	$(BIN)/python -m bench.table
+
+bench-peers: setup .venv-peers/.installed ## the table beside TFRA and TensorFlow's tables, in an environment of their own
+	$(BIN)/python -m bench.table
+
+.venv-peers/.installed: requirements-peers.txt | setup
+	.venv-peers/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv-peers
+	$(BIN)/python -m uv pip install --quiet --python .venv-peers/bin/python -r requirements-peers.txt
+	touch $@
 
 clean: ## remove the virtual environment, caches and out/
-	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-peers out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

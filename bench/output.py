@@ -17,6 +17,15 @@ def finish(rows: Sequence[Mapping[str, object]], fields: Mapping[str, object]) -
     Raises:
         UserError: a field is None or not finite: there was too little to measure.
     """
+    show(rows)
+    missing = [name for name, value in fields.items() if _unmeasured(value)]
+    if missing:
+        raise UserError(f"nothing was measured for {', '.join(missing)}: give the benchmark more to work on")
+    print(json.dumps(fields))
+
+
+def show(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print `rows` as a table; its columns are the first row's keys."""
     table = Table()
     for name in rows[0] if rows else ():
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
@@ -24,10 +33,6 @@ def finish(rows: Sequence[Mapping[str, object]], fields: Mapping[str, object]) -
         table.add_row(*(_cell(value) for value in row.values()))
     # Into a file or a pipe, where rich would fall back to 80 columns, rows stay on one line.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    missing = [name for name, value in fields.items() if _unmeasured(value)]
-    if missing:
-        raise UserError(f"nothing was measured for {', '.join(missing)}: give the benchmark more to work on")
-    print(json.dumps(fields))
 
 
 def _unmeasured(value: object) -> bool:

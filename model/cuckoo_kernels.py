@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .feature_ids import mix63_jit
-from .prefetch import prefetch
+from .prefetch import prefetch, prefetch_item
 
 NO_ROW = -1
 CELLS = 8
@@ -257,6 +257,18 @@ def remove_key(index: IndexArrays, key: int) -> np.int64:
     keys[row, 0] = 0
     meta[SIZE] -= 1
     return row
+
+
+@njit(inline="always")
+def prefetch_key(words, rows, meta, key):  # type: ignore[no-untyped-def]
+    """Fetches the buckets of a key that will be looked for soon."""
+    h = _hash(key)
+    first = _bucket(h, meta[BUCKETS], meta[LEVEL])
+    second = _bucket(h >> _SECOND, meta[BUCKETS], meta[LEVEL])
+    prefetch_item(words, first)
+    prefetch_item(words, second)
+    prefetch_item(rows, first * CELLS)
+    prefetch_item(rows, second * CELLS)
 
 
 @njit(inline="always")

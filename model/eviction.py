@@ -10,8 +10,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .arena import KEY, NEXT, SEEN, TOUCHED, RowArrays, free_row
-from .cuckoo_kernels import IndexArrays, remove_key
+from .cuckoo_kernels import IndexArrays, prefetch_key, remove_key
 from .feature_ids import SLOT_SHIFT
+from .prefetch import AHEAD
 from .slot_arrays import SlotArrays
 
 OLDEST_PART = 0.1  # of all rows: they leave first where memory is short
@@ -88,12 +89,15 @@ def evict_rows(
     first = np.int64(1 + slot_rows.size)
     _, ints, longs, free, meta = arena
     end = meta[NEXT]
+    words, index_rows, index_meta = index.words, index.rows, index.meta
     gone = 0
     for _ in range(min(budget, end - first)):
         if gone == removed.size:
             break
         row = hand if first <= hand < end else int(first)
         hand = row + 1
+        if row + AHEAD < end and longs[row + AHEAD, KEY] != 0:
+            prefetch_key(words, index_rows, index_meta, longs[row + AHEAD, KEY])
         key = longs[row, KEY]
         if key != 0 and ints[row, TOUCHED] != version and (np.int64(ints[row, SEEN]) & _UINT32) <= seen_s:
             let_go(index, free, meta, slot_rows, key, slots.of_number[key >> SLOT_SHIFT])

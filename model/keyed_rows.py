@@ -159,6 +159,14 @@ class KeyedRows:
 
     # Snapshots
 
+    def rows_in_use(self, start: int, stop: int) -> NDArray[np.int32] | None:
+        """Those of rows `start` to `stop` that are in use, int32[R]; None if all that were ever used lie before."""
+        with self._lock:
+            if start >= self._arena.end:
+                return None
+            keys = self._arena.keys[start : min(stop, self._arena.end)]
+            return (start + np.flatnonzero(keys)).astype(np.int32)
+
     def export(self, rows: NDArray[np.int32]) -> TableRows:
         """Copies of rows int32[R], with all there is to restore them.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from schemas.config import FeatureConfig
+from schemas.config import FeatureConfig, OptimizerConfig
 
 from .deepfm import DeepFM
 from .delta import Delta
@@ -26,11 +27,13 @@ class LaggedCopy:
 
     def __init__(self, config: FeatureConfig) -> None:
         self._config = config
+        # A copy learns nothing: its rows need no optimizer state.
+        self._read_only = replace(config, slots=tuple(replace(slot, optimizer=OptimizerConfig("sgd")) for slot in config.slots))
         self._network = DeepFM(config)
         self._start()
 
     def _start(self) -> None:
-        self._table = EmbeddingTable(self._config)
+        self._table = EmbeddingTable(self._read_only)
         self._predictor = Predictor(self._config, self._network, self._table.pool)
         self._newest_event_ms = -1
         self.version = 0

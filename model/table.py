@@ -48,7 +48,8 @@ from .pooling import check_inverse, check_pooled, pool_rows, read_only, scatter_
 from .slot_arrays import NEVER_S, check_known, unknown_slot
 from .threads import ranges, run
 
-_LEAST = 512  # ids a thread: with fewer it would take longer to wake up than to work
+_LEAST = 1024  # ids a thread: with fewer it would take longer to wake up than to work
+_LEAST_SUMMED = 4096  # a thread that adds up gradients passes over the whole batch
 _EVICTED_AT_ONCE = 1024
 _LOOKED_AT = 16  # rows for each one to evict, before younger ones go, too
 
@@ -252,7 +253,7 @@ class EmbeddingTable(KeyedRows):
             check_pooled("grad_first", grad_first, len(inverse), ())
             check_pooled("grad_v", grad_v, len(inverse), (self._defaults, self.dim))
             checked.append((read_only(grad_first), read_only(grad_v), inverse))
-        shares = ranges(rows.size, _LEAST)
+        shares = ranges(rows.size, _LEAST_SUMMED)
 
         def summed(share: slice) -> None:
             out[share] = 0.0

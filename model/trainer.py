@@ -87,11 +87,15 @@ class Trainer:
         config: feature configuration.
         seed: of all initial values.
         capacity: rows the table has room for at first.
+        table_bytes: most memory for the table, see `EmbeddingTable`.
+
+    Raises:
+        ValueError: `table_bytes` does not hold a single id.
     """
 
-    def __init__(self, config: FeatureConfig, seed: int = 0, capacity: int = 1 << 16) -> None:
+    def __init__(self, config: FeatureConfig, seed: int = 0, capacity: int = 1 << 16, table_bytes: int | None = None) -> None:
         self.config = config
-        self.table = EmbeddingTable(config, capacity=capacity, seed=seed)
+        self.table = EmbeddingTable(config, capacity=capacity, seed=seed, table_bytes=table_bytes)
         self.network = DeepFM(config, seed=seed)
         self.newest_event_ms = -1  # the table's clock, too
         self._forgets = any(slot.ttl_s is not None for slot in config.slots)

@@ -17,9 +17,11 @@ import pyarrow as pa
 
 from model.catalogue import Catalogue
 from model.snapshot import Increment
+from model.threads import use_threads
 from model.trainer import ExampleBatch, Trainer
 from model.widening import Widening
 from schemas.config import FeatureConfig
+from schemas.process import UserError
 
 from .arms import Arms
 from .batches import EventBatch, Final, Kind
@@ -53,7 +55,12 @@ class JoinAndLearn:
         self.fingerprint = config.fingerprint
         self.readable_fingerprints = config.readable_fingerprints
         self.join = Join(config, early=learn.early)
-        self.trainer = Trainer(config, seed=learn.seed)
+        if learn.threads is not None:
+            use_threads(learn.threads)
+        try:
+            self.trainer = Trainer(config, seed=learn.seed, table_bytes=learn.table_bytes)
+        except ValueError as error:
+            raise UserError(f"--table_bytes: {error}") from error
         started = time.monotonic()
         self.trainer.warm_up((learn.step,))
         self.join.warm_up()
@@ -116,6 +123,9 @@ class JoinAndLearn:
             "waiting": self.join.waiting,
             "table_rows": len(self.trainer.table),
             "table_bytes": self.trainer.table.nbytes,
+            "table_expired": self.trainer.table.expired,
+            "table_evicted": self.trainer.table.evicted,
+            "table_refused": self.trainer.table.refused,
             "growth": self.growth.figures(),
             "model_version": self.learned.model_version,
             "first_event_ms": evaluated_from_ms - warm_start_ms if evaluated_from_ms else -1,
@@ -256,7 +266,10 @@ class JoinAndLearn:
         whole = state.whole
         self.learn_config.check(json.loads(whole["learn"]["options"].tobytes()))
         widening = Widening.of(state, self.config)
-        self.trainer.load(state)
+        try:
+            self.trainer.load(state)
+        except MemoryError as error:
+            raise UserError(str(error)) from error
         self.catalogue.load(widening.catalogue(state), durable=not widening.grown)
         self.join.load(whole["join"])
         rows = whole["rows"] | {"ids": widening.ids(whole["rows"]["ids"])}

@@ -24,6 +24,8 @@ class LearnConfig:
         window: decided examples of the first head a metrics window.
         predictions: whether predictions are put out once their label is known.
         seed: of the model's initial values.
+        table_bytes: most memory for the embedding table; None: what the system gives.
+        threads: that share a step; None: one a core.
     """
 
     shard: int = 0
@@ -34,6 +36,8 @@ class LearnConfig:
     window: int = 10_000
     predictions: bool = False
     seed: int = 0
+    table_bytes: int | None = None
+    threads: int | None = None
 
     @property
     def lasting(self) -> dict[str, Any]:

@@ -40,7 +40,11 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "state_retention": (0, _SECONDS / 3600),
     "inputs_bytes": (1, 2**40),
     "progress_interval": (0.01, _SECONDS),
+    "table_bytes": (1, 2**50),
+    "threads": (1, 4096),
 }
+#: Options that may be left out, and then mean what their help says.
+_OPTIONAL = ("table_bytes", "threads")
 
 
 class TrainOptions(PipelineOptions):
@@ -170,6 +174,16 @@ class TrainOptions(PipelineOptions):
         )
         add("--seed", metavar="N", type=int, default=0, help="of the model's initial values (default: %(default)s)")
 
+        add = parser.add_argument_group("what it may use").add_argument
+        add(
+            "--table_bytes",
+            metavar="N",
+            type=int,
+            help="most memory for the embedding table; where it is full, the rows seen least recently make room (default: all "
+            "there is)",
+        )
+        add("--threads", metavar="N", type=int, help="that share a step; results do not depend on it (default: one a core)")
+
         add = parser.add_argument_group("how it keeps its state").add_argument
         add(
             "--snapshot_interval",
@@ -237,6 +251,8 @@ class TrainConfig:
                 raise UserError(f"--{name} is missing; see python -m pipelines.train --help")
         for name, (least, most) in BOUNDS.items():
             value = getattr(train, name)
+            if value is None and name in _OPTIONAL:
+                continue
             # Not a number is within no bounds.
             if not least <= value <= most:
                 raise UserError(f"--{name} {value}: must be from {least:,.15g} to {most:,.15g}")
@@ -262,6 +278,8 @@ class TrainConfig:
                 window=train.window,
                 predictions=train.predictions_dir is not None,
                 seed=train.seed,
+                table_bytes=train.table_bytes,
+                threads=train.threads,
             ),
             shard=ShardConfig(train.snapshot_interval, train.inputs_bytes, train.state_retention * 3600),
             batch_rows=train.batch_rows,

@@ -1,0 +1,109 @@
+"""Freshet's side of `bench.table`, in a process of its own: `python -m bench.table_ours`, spoken to as the peers are.
+
+All that the trainer has a table do for a batch is done: distinct ids, occurrences, admission, last-seen times, the touched set
+with a reader that takes what was touched, gradients added by id, and expiry.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bench.table_peers import DIM, RATE, serve
+from schemas.config import FeatureConfig, Head, ModelConfig, OptimizerConfig, Slot
+from schemas.quiet import quiet_imports
+
+with quiet_imports():
+    from model.table import EmbeddingTable
+    from model.threads import use_threads
+
+_MOST = 65_536  # ids a batch
+_READ_EVERY = 50  # batches between two visits of a reader of what was touched
+_NOW_MS = 1_000_000
+
+
+def config_of(optimizer: str, admission: int = 2, ttl_s: int = 10**6) -> FeatureConfig:
+    """One slot that is measured, and one without ids, since a configuration has both sides."""
+    rows = OptimizerConfig(optimizer, learning_rate=RATE)  # type: ignore[arg-type]
+    measured = Slot("item", 1, "item", "item", "id", "int", admission=admission, ttl_s=ttl_s, optimizer=rows)
+    empty = Slot("user", 2, "user", "user", "id", "int", optimizer=rows)
+    return FeatureConfig("bench.table", (measured, empty), (Head("click", "click", 1.0),), ModelConfig(dim=DIM))
+
+
+class OurTable:
+    """An `EmbeddingTable` used as the trainer uses it.
+
+    Args:
+        config: from `config_of`.
+        table_bytes: see `EmbeddingTable`.
+    """
+
+    def __init__(self, config: FeatureConfig, table_bytes: int | None = None) -> None:
+        self.table = EmbeddingTable(config, capacity=1024, table_bytes=table_bytes)
+        self.table.warm_up()
+        self.time_ms = _NOW_MS
+        self._column = next(c for c, s in enumerate(config.column_slot) if config.slot_order[s].name == "item")
+        # Buffers are kept, as the trainer keeps its own; 2 slots wide, of which one stays empty.
+        self._ids = np.zeros((_MOST, 2), np.int64)
+        self._first, self._v = np.zeros((_MOST, 2), np.float32), np.zeros((_MOST, 2, DIM), np.float32)
+        self._grad_first, self._grad_v = np.zeros(_MOST, np.float32), np.zeros((_MOST, 2, DIM), np.float32)
+        self._read = 0
+
+    def put(self, ids: np.ndarray) -> None:
+        """Occurrences enough for a row."""
+        self._admit(self._batch(ids), times=2)
+        self.visit()
+
+    def lookup(self, ids: np.ndarray) -> np.ndarray:
+        """Embeddings of ids int64[N], float32[N, dim], which hold until the next call."""
+        unique, inverse = self.table.dedup(self._batch(ids))
+        return self._pool(self.table.find(unique), inverse)
+
+    def learn(self, ids: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+        """A whole step of ids int64[N] with gradients float32[N, dim], and the reader's visits; embeddings before it."""
+        values = self.step(ids, gradients)
+        self.visit()
+        return values
+
+    def step(self, ids: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+        """A step alone."""
+        rows, inverse = self._admit(self._batch(ids), times=1)
+        values = self._pool(rows, inverse)
+        self._grad_v[: ids.size, self._column] = gradients
+        part = (self._grad_first[: ids.size], self._grad_v[: ids.size], inverse)
+        self.table.update(rows, self.table.scatter([part], rows))
+        self.table.expire(self.time_ms, ids.size)
+        return values
+
+    def _batch(self, ids: np.ndarray) -> np.ndarray:
+        self._ids[: ids.size, self._column] = ids
+        return self._ids[: ids.size]
+
+    def _admit(self, ids: np.ndarray, times: int) -> tuple[np.ndarray, np.ndarray]:
+        unique, inverse = self.table.dedup(ids)
+        self.table.tick()
+        occurrences = self.table.count(inverse, np.ones(len(ids), np.bool_), unique.size)
+        return self.table.admit(unique, occurrences * np.int32(times), self.time_ms), inverse
+
+    def _pool(self, rows: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+        n = len(inverse)
+        self.table.pool(rows, inverse, self._first[:n], self._v[:n])
+        return self._v[:n, self._column]
+
+    def visit(self) -> None:
+        """A reader takes what was touched, if it is time."""
+        if self.table.version - self._read >= _READ_EVERY:
+            self.table.touched_since(self._read)
+            self._read = self.table.version
+            self.table.trim(self._read)
+
+
+def make(task: dict[str, Any]) -> tuple[OurTable, Any]:
+    """The table of a task."""
+    use_threads(task["threads"])
+    return OurTable(config_of(task["optimizer"])), lambda array: array
+
+
+if __name__ == "__main__":
+    serve(make)

@@ -1,0 +1,106 @@
+"""However many threads share a batch, the table is the same; and they survive forks and company."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from model.table import EmbeddingTable
+from model.threads import ranges, run, threads, use_threads
+from tests.model.table_checks import CONFIG, NUMBERS, WIDTH, admit, everything
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    before = threads()
+    yield
+    use_threads(before)
+
+
+def history(seed: int = 0) -> EmbeddingTable:
+    """Batches of thousands of distinct ids, learned by both optimizers, some expired."""
+    table, rng = EmbeddingTable(CONFIG, capacity=1, seed=5), np.random.default_rng(seed)
+    for step in range(6):
+        table.tick()
+        ids = (rng.integers(1, 3_000, (1_500, CONFIG.width)) | (NUMBERS << 48)).astype(np.int64)
+        unique, inverse = table.dedup(ids)
+        assert unique.size > 4_000
+        rows = admit(table, ids, 4_000 * step)
+        grad_first = rng.normal(size=len(ids)).astype(np.float32)
+        grad_v = rng.normal(size=(len(ids), 4, WIDTH - 1)).astype(np.float32)
+        table.update(rows, table.scatter([(grad_first, grad_v, inverse)], rows))
+        table.expire(4_000 * step, 2_000)
+    return table
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    tables = []
+    for count in (1, 2, 3):
+        use_threads(count)
+        tables.append(history())
+    states = [table.state() for table in tables]
+    for table, state in zip(tables[1:], states[1:], strict=True):
+        assert everything(table) == everything(tables[0])
+        assert all(np.array_equal(state[name], states[0][name]) for name in states[0])
+
+
+def test_a_forked_child_has_threads_of_its_own():
+    use_threads(2)
+    expected = everything(history())
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if everything(history()) == expected else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_python_threads_may_use_tables_at_once():
+    use_threads(2)
+    expected, got = everything(history()), []
+    workers = [threading.Thread(target=lambda: got.append(everything(history()))) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert got == [expected] * 3
+
+
+def test_one_table_may_be_read_and_written_at_once():
+    table, rng = EmbeddingTable(CONFIG, capacity=1), np.random.default_rng(1)
+    table.tick()
+    batches = (rng.integers(1, 3_000, (40, 1_000, CONFIG.width)) | (NUMBERS << 48)).astype(np.int64)
+    failures: list[BaseException] = []
+
+    def work(part: np.ndarray) -> None:
+        try:
+            for ids in part:
+                admit(table, ids, 0)
+                table.find(np.unique(ids))
+        except BaseException as error:  # told below: a thread's own would only be printed
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(part,)) for part in np.split(batches, 4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+    single = EmbeddingTable(CONFIG, capacity=1)
+    for ids in batches:
+        admit(single, ids, 0)
+    assert set(everything(table)) == set(everything(single))
+
+
+def test_parts_cover_the_work_and_an_error_comes_out():
+    use_threads(3)
+    assert [(part.start, part.stop) for part in ranges(10, 3)] == [(0, 3), (3, 6), (6, 10)]
+    assert [(part.start, part.stop) for part in ranges(0, 3)] == [(0, 0)]
+    assert run(lambda part: part.start, ranges(7, 1)) == [0, 2, 4]
+
+    def fail(part: slice) -> None:
+        raise RuntimeError(f"at {part.start}")
+
+    with pytest.raises(RuntimeError, match="at "):
+        run(fail, ranges(9, 1))
+    with pytest.raises(ValueError, match="0 threads cannot work"):
+        use_threads(0)
