@@ -50,7 +50,7 @@ from .threads import ranges, run
 
 _LEAST = 1024  # ids a thread: with fewer it would take longer to wake up than to work
 _LEAST_SUMMED = 4096  # a thread that adds up gradients passes over the whole batch
-_EVICTED_AT_ONCE = 1024
+_EVICTED_AT_ONCE = 4096
 _LOOKED_AT = 16  # rows for each one to evict, before younger ones go, too
 
 #: A part of a batch: gradient of the sum of first-order weights, gradient of the embeddings, inverse.
