@@ -17,6 +17,9 @@ KINDS = {
     "adagrad as it comes": OptimizerConfig("adagrad"),
     "adam": OptimizerConfig("adam", learning_rate=0.01, beta1=0.8, beta2=0.95, epsilon=1e-6),
     "adam as it comes": OptimizerConfig("adam"),
+    "sgd": OptimizerConfig("sgd", learning_rate=0.03),
+    "ftrl": OptimizerConfig("ftrl", learning_rate=0.1, initial_accumulator=0.2),
+    "ftrl with penalties": OptimizerConfig("ftrl", learning_rate=0.1, l1=0.05, l2=0.01),
 }
 
 
@@ -31,6 +34,11 @@ def table_of(*optimizers: OptimizerConfig) -> EmbeddingTable:
 def keras_of(o: OptimizerConfig) -> keras.optimizers.Optimizer:
     if o.kind == "adagrad":
         return keras.optimizers.Adagrad(o.learning_rate, o.initial_accumulator, o.epsilon)
+    if o.kind == "sgd":
+        return keras.optimizers.SGD(o.learning_rate)
+    if o.kind == "ftrl":
+        penalties = {"l1_regularization_strength": o.l1, "l2_regularization_strength": o.l2}
+        return keras.optimizers.Ftrl(o.learning_rate, initial_accumulator_value=o.initial_accumulator, **penalties)
     return keras.optimizers.Adam(o.learning_rate, o.beta1, o.beta2, o.epsilon)
 
 
