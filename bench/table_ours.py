@@ -24,15 +24,15 @@ _NOW_MS = 1_000_000
 
 
 def config_of(optimizer: str, admission: int = 2, ttl_s: int = 10**6) -> FeatureConfig:
-    """One slot that is measured, and one without ids, since a configuration has both sides."""
+    """A user and an item make an example; all slots are alike."""
     rows = OptimizerConfig(optimizer, learning_rate=RATE)  # type: ignore[arg-type]
-    measured = Slot("item", 1, "item", "item", "id", "int", admission=admission, ttl_s=ttl_s, optimizer=rows)
-    empty = Slot("user", 2, "user", "user", "id", "int", optimizer=rows)
-    return FeatureConfig("bench.table", (measured, empty), (Head("click", "click", 1.0),), ModelConfig(dim=DIM))
+    user = Slot("user", 1, "user", "user", "id", "int", admission=admission, ttl_s=ttl_s, optimizer=rows)
+    item = Slot("item", 2, "item", "item", "id", "int", admission=admission, ttl_s=ttl_s, optimizer=rows)
+    return FeatureConfig("bench.table", (user, item), (Head("click", "click", 1.0),), ModelConfig(dim=DIM))
 
 
 class OurTable:
-    """An `EmbeddingTable` used as the trainer uses it.
+    """An `EmbeddingTable` used as the trainer uses it; of N ids, each two make an example.
 
     Args:
         config: from `config_of`.
@@ -43,22 +43,21 @@ class OurTable:
         self.table = EmbeddingTable(config, capacity=1024, table_bytes=table_bytes)
         self.table.warm_up()
         self.time_ms = _NOW_MS
-        self._column = next(c for c, s in enumerate(config.column_slot) if config.slot_order[s].name == "item")
-        # Buffers are kept, as the trainer keeps its own; 2 slots wide, of which one stays empty.
-        self._ids = np.zeros((_MOST, 2), np.int64)
-        self._first, self._v = np.zeros((_MOST, 2), np.float32), np.zeros((_MOST, 2, DIM), np.float32)
-        self._grad_first, self._grad_v = np.zeros(_MOST, np.float32), np.zeros((_MOST, 2, DIM), np.float32)
+        # Buffers are kept, as the trainer keeps its own.
+        self._first, self._v = np.zeros((_MOST // 2, 2), np.float32), np.zeros((_MOST // 2, 2, DIM), np.float32)
+        self._grad_first = np.zeros(_MOST // 2, np.float32)
         self._read = 0
 
     def put(self, ids: np.ndarray) -> None:
         """Occurrences enough for a row."""
-        self._admit(self._batch(ids), times=2)
+        self._admit(ids.reshape(-1, 2), times=2)
         self.visit()
 
     def lookup(self, ids: np.ndarray) -> np.ndarray:
         """Embeddings of ids int64[N], float32[N, dim], which hold until the next call."""
-        unique, inverse = self.table.dedup(self._batch(ids))
-        return self._pool(self.table.find(unique), inverse)
+        n = ids.size // 2
+        self.table.lookup(ids.reshape(n, 2), self._first[:n], self._v[:n])
+        return self._v[:n].reshape(-1, DIM)
 
     def learn(self, ids: np.ndarray, gradients: np.ndarray) -> np.ndarray:
         """A whole step of ids int64[N] with gradients float32[N, dim], and the reader's visits; embeddings before it."""
@@ -68,28 +67,19 @@ class OurTable:
 
     def step(self, ids: np.ndarray, gradients: np.ndarray) -> np.ndarray:
         """A step alone."""
-        rows, inverse = self._admit(self._batch(ids), times=1)
-        values = self._pool(rows, inverse)
-        self._grad_v[: ids.size, self._column] = gradients
-        part = (self._grad_first[: ids.size], self._grad_v[: ids.size], inverse)
+        n = ids.size // 2
+        rows, inverse = self._admit(ids.reshape(n, 2), times=1)
+        self.table.pool(rows, inverse, self._first[:n], self._v[:n])
+        part = (self._grad_first[:n], gradients.reshape(n, 2, DIM), inverse)
         self.table.update(rows, self.table.scatter([part], rows))
         self.table.expire(self.time_ms, ids.size)
-        return values
-
-    def _batch(self, ids: np.ndarray) -> np.ndarray:
-        self._ids[: ids.size, self._column] = ids
-        return self._ids[: ids.size]
+        return self._v[:n].reshape(-1, DIM)
 
     def _admit(self, ids: np.ndarray, times: int) -> tuple[np.ndarray, np.ndarray]:
         unique, inverse = self.table.dedup(ids)
         self.table.tick()
         occurrences = self.table.count(inverse, np.ones(len(ids), np.bool_), unique.size)
         return self.table.admit(unique, occurrences * np.int32(times), self.time_ms), inverse
-
-    def _pool(self, rows: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-        n = len(inverse)
-        self.table.pool(rows, inverse, self._first[:n], self._v[:n])
-        return self._v[:n, self._column]
 
     def visit(self) -> None:
         """A reader takes what was touched, if it is time."""

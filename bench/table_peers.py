@@ -137,12 +137,18 @@ def _tfra_table(optimizer: str) -> Table:
     return TfraTable()
 
 
-def draw(rng: np.random.Generator, distribution: str, keys: int, size: int) -> np.ndarray:
-    """Ids int64[size] of 1 to `keys`, each as likely, or in proportion to 1 / rank (Zipf), ranks spread over the ids."""
+def draw(rng: np.random.Generator, distribution: str, count: int, size: int) -> np.ndarray:
+    """Numbers int64[size] below `count`, each as likely, or in proportion to 1 / rank (Zipf), ranks spread over them."""
     if distribution == "uniform":
-        return rng.integers(1, keys + 1, size)
-    ranks = np.exp(rng.random(size) * np.log(keys)).astype(np.int64)
-    return 1 + ranks * 7_368_787 % keys
+        return rng.integers(0, count, size)
+    ranks = np.exp(rng.random(size) * np.log(count)).astype(np.int64)
+    return ranks * 7_368_787 % count
+
+
+def ids_of(numbers: np.ndarray) -> np.ndarray:
+    """Numbers int64[N] as feature ids int64[N], of a user and of an item in turn: each two make an example."""
+    slots = np.array([1, 2], np.int64) << 48
+    return (numbers.reshape(-1, 2) + 1 | slots).reshape(-1)
 
 
 def resident_bytes() -> int:
@@ -155,12 +161,12 @@ def serve(make: Callable[[dict[str, Any]], tuple[Table, Callable[[np.ndarray], A
     task = json.loads(sys.stdin.readline())
     rng = np.random.default_rng(task["seed"])
     table, convert = make(task)
-    filled, slot = 0, np.int64(1) << 48
+    filled = 0
 
     def fill(upto: int) -> None:
         nonlocal filled
         for start in range(filled, upto, _FILLED_AT_ONCE):
-            table.put(slot | np.arange(start + 1, min(start + _FILLED_AT_ONCE, upto) + 1))
+            table.put(ids_of(np.arange(start // 2, min(start + _FILLED_AT_ONCE, upto) // 2).repeat(2)))
         filled = max(filled, upto)
 
     for line in sys.stdin:
@@ -173,7 +179,7 @@ def serve(make: Callable[[dict[str, Any]], tuple[Table, Callable[[np.ndarray], A
             size, seconds = asked["batch"], []
             gradients = convert(rng.normal(size=(size, DIM)).astype(np.float32))
             for _ in range(asked["batches"]):
-                ids = convert(slot | draw(rng, asked["ids"], task["keys"], size))
+                ids = convert(ids_of(draw(rng, asked["ids"], task["keys"] // 2, size)))
                 start = time.perf_counter()
                 table.lookup(ids) if asked["operation"] == "lookup" else table.learn(ids, gradients)
                 seconds.append(time.perf_counter() - start)

@@ -34,7 +34,7 @@ class LaggedCopy:
 
     def _start(self) -> None:
         self._table = EmbeddingTable(self._read_only)
-        self._predictor = Predictor(self._config, self._network, self._table.pool)
+        self._predictor = Predictor(self._config, self._network, self._table.lookup)
         self._newest_event_ms = -1
         self.version = 0
 
@@ -70,8 +70,7 @@ class LaggedCopy:
         Raises:
             ValueError: ids are of a slot that the configuration lacks.
         """
-        unique, inverse = self._table.dedup(ids)
-        return self._predictor.predict(self._table.find(unique), inverse)
+        return self._predictor.predict(ids)
 
     def state(self) -> dict[str, np.ndarray]:
         """As arrays."""

@@ -1,4 +1,4 @@
-"""Kernels of a row's life: found, seen, admitted."""
+"""Kernels of a row's life: seen, admitted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .admission import passes_count, passes_draw
-from .arena import COUNT, KEY, SEEN, TOUCHED, RowArrays, can_take, take_row
+from .arena import COUNT, KEY, SEEN, TOUCHED, RowArrays, can_take, take_row, word
 from .cuckoo_kernels import BLOCK, NO_ROW, SIZE, IndexArrays, find_block, find_row, has_room, make_room, place
 from .eviction import let_go, outlived
 from .feature_ids import SLOT_SHIFT
@@ -23,47 +23,11 @@ _MOST = np.int64(2**31 - 1)
 _UINT32 = np.int64(0xFFFFFFFF)
 
 
-@njit(nogil=True, cache=True)
-def find_ids(
-    index: IndexArrays,
-    ints: NDArray[np.int32],
-    slots: SlotArrays,
-    slot_rows: NDArray[np.int64],
-    unique: NDArray[np.int64],
-    now_s: int,
-    rows: NDArray[np.int32],
-) -> int:
-    """Rows of ids int64[U] into `rows`: an id's own unless it has none or its time has passed, its slot's default row, or 0.
-
-    Returns:
-        Where a slot is not configured, or -1.
-    """
-    words, index_rows, index_keys, meta = index.words, index.rows, index.keys, index.meta
-    of_number, ttl_s, min_rows = slots.of_number, slots.ttl_s, slots.min_rows
-    cells = np.empty(BLOCK, np.int64)
-    matches = np.empty(BLOCK, np.uint64)
-    for start in range(0, unique.size, BLOCK):
-        n = min(BLOCK, unique.size - start)
-        find_block(index, words, index_rows, index_keys, meta, unique, start, n, cells, matches, rows)
-        for i in range(start, start + n):
-            key = unique[i]
-            if rows[i] >= 0:
-                slot = of_number[key >> SLOT_SHIFT] if key > 0 else -1
-                if slot >= 0 and outlived(ints[rows[i], SEEN], slot, ttl_s, min_rows, slot_rows, now_s):
-                    rows[i] = 1 + slot
-            elif key == 0:
-                rows[i] = 0
-            elif key < 0 or of_number[key >> SLOT_SHIFT] < 0:
-                return i
-            else:
-                rows[i] = 1 + of_number[key >> SLOT_SHIFT]
-    return -1
-
-
 @njit(inline="always")
 def _see(ints, row, occurrences, now_s):  # type: ignore[no-untyped-def]
-    ints[row, COUNT] = min(_MOST, np.int64(ints[row, COUNT]) + occurrences)
-    ints[row, SEEN] = np.int32(max(np.int64(ints[row, SEEN]) & _UINT32, now_s))
+    count, seen = word(COUNT, 0), word(SEEN, 0)
+    ints[row, count] = min(_MOST, np.int64(ints[row, count]) + occurrences)
+    ints[row, seen] = np.int32(max(np.int64(ints[row, seen]) & _UINT32, now_s))
 
 
 @njit(nogil=True, cache=True)
@@ -89,16 +53,17 @@ def see_ids(
         n = min(BLOCK, unique.size - start)
         find_block(index, words, index_rows, index_keys, meta, unique, start, n, cells, matches, rows)
         for i in range(start, start + n):
-            row = rows[i]
             fresh[i] = False
-            if row < 0:
+            if rows[i] < 0:
                 continue
-            if outlived(ints[row, SEEN], of_number[unique[i] >> SLOT_SHIFT], ttl_s, min_rows, slot_rows, now_s):
+            row, touched = np.uint64(rows[i]), word(TOUCHED, 0)
+            slot = of_number[np.uint64(unique[i] >> SLOT_SHIFT)]
+            if outlived(ints[row, word(SEEN, 0)], slot, ttl_s, min_rows, slot_rows, now_s):
                 rows[i] = _OUTLIVED
                 continue
             _see(ints, row, occurrences[i], now_s)
-            if ints[row, TOUCHED] != version:
-                ints[row, TOUCHED] = version
+            if ints[row, touched] != version:
+                ints[row, touched] = version
                 fresh[i] = True
 
 

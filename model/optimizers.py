@@ -14,6 +14,7 @@ Keras 3, row by row:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,15 +30,19 @@ from .prefetch import AHEAD, LINE, prefetch
 SGD, ADAGRAD, ADAM, FTRL = range(4)
 _KINDS = {"sgd": SGD, "adagrad": ADAGRAD, "adam": ADAM, "ftrl": FTRL}
 _STATES = {"sgd": 0, "adagrad": 1, "adam": 2, "ftrl": 2}  # numbers of state a weight
-_KIND, _RATE, INITIAL, _BETA1, _BETA2, _EPSILON, _L1, _L2 = range(8)  # columns of the settings
+_KIND, _RATE, INITIAL, _BETA1, _BETA2, _EPSILON, _L1, _L2, _ALIKE = range(9)  # columns of the settings
 
 # A gradient this large is an explosion like infinity is: its square would soon be infinite and end the row's learning.
 MAX_GRADIENT = np.float32(2.0**60)
+_MAX_BITS = np.int32(MAX_GRADIENT.view(np.int32))
+_VANISHED = -26  # a power below 2 to this makes no difference to a float32
+_MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits of a float but its sign
 
 
 def settings_of(optimizers: Sequence[OptimizerConfig]) -> NDArray[np.float64]:
-    """float64[S, 8]: kind, learning rate, initial accumulator, beta1, beta2, epsilon, l1, l2."""
-    return np.array(
+    """float64[S, 9]: kind, learning rate, initial accumulator, beta1, beta2, epsilon, l1, l2, and a number that slots have in
+    common if all these are alike."""
+    settings = np.array(
         [
             [
                 *(_KINDS[o.kind], o.learning_rate, o.initial_accumulator if o.kind in ("adagrad", "ftrl") else 0.0),
@@ -47,6 +52,8 @@ def settings_of(optimizers: Sequence[OptimizerConfig]) -> NDArray[np.float64]:
         ],
         np.float64,
     )
+    alike = np.unique(settings, axis=0, return_inverse=True)[1]
+    return np.column_stack([settings, alike.reshape(-1)])
 
 
 def state_width(optimizers: Sequence[OptimizerConfig], row_width: int) -> int:
@@ -71,50 +78,57 @@ def start_state(floats, ints, layout, row, settings, slot):  # type: ignore[no-u
 
 
 @njit(inline="always")
-def _usable(gradients: NDArray[np.float32], i: int) -> bool:
-    """Whether a gradient is finite and no explosion; a NaN compares false."""
-    good = 0
-    for d in range(gradients.shape[1]):
-        good += abs(gradients[i, d]) < MAX_GRADIENT
-    return good == gradients.shape[1]
+def _usable(bits: NDArray[np.int32], i: int) -> bool:
+    """Whether a gradient, seen as its bits, is finite and no explosion.
+
+    Without their signs, floats are in the order of their bits, with infinity and NaN above all others; a maximum of integers
+    is vectorised, and one that must heed NaN is not.
+    """
+    largest = np.int32(0)
+    for d in range(bits.shape[1]):
+        largest = max(largest, bits[i, word(d, 0)] & _MAGNITUDE)
+    return largest < _MAX_BITS
+
+
+def adam_rates(settings: NDArray[np.float64]) -> NDArray[np.float32]:
+    """float32[A, T] of Adam's rate at a row's step t, bias correction included, up to where it is the learning rate.
+
+    Two powers a row would take as long as the rest of its step. A row of them serves all slots whose settings are alike.
+    """
+    settings = settings[np.unique(settings[:, _ALIKE], return_index=True)[1]]
+    adam = settings[:, _KIND] == ADAM
+    # The betas' powers are those of the float32 numbers, as in Keras; 0.999 as a float64 would be off by 1e-5 at t = 1.
+    beta1, beta2 = (settings[:, [beta]].astype(np.float32).astype(np.float64) for beta in (_BETA1, _BETA2))
+    slowest = float(max(beta1[adam].max(initial=0.0), beta2[adam].max(initial=0.0)))
+    steps = np.arange(1, 2 + math.ceil(_VANISHED / math.log2(slowest)) if slowest > 0.0 else 2)
+    with np.errstate(under="ignore"):
+        rates = settings[:, [_RATE]] * np.sqrt(1.0 - beta2**steps) / (1.0 - beta1**steps)
+    return np.concatenate([np.zeros((len(settings), 1)), rates * adam[:, None]], axis=1).astype(np.float32)
 
 
 @njit(inline="always")
 def _sgd(floats, w, row, gradients, i, rate):  # type: ignore[no-untyped-def]
     for d in range(gradients.shape[1]):
-        floats[row, word(w, d)] -= rate * gradients[i, d]
+        floats[row, word(w, d)] -= rate * gradients[i, word(d, 0)]
 
 
 @njit(inline="always")
 def _adagrad(floats, w, a, row, gradients, i, rate, epsilon):  # type: ignore[no-untyped-def]
     for d in range(gradients.shape[1]):
-        g = gradients[i, d]
+        g = gradients[i, word(d, 0)]
         accumulated = floats[row, word(a, d)] + g * g
         floats[row, word(a, d)] = accumulated
         floats[row, word(w, d)] -= rate * g / np.sqrt(accumulated + epsilon)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _adam(
-    floats: NDArray[np.float32],
-    w: int,
-    m: int,
-    row: int,
-    gradients: NDArray[np.float32],
-    i: int,
-    settings: NDArray[np.float64],
-    t: int,
-) -> None:
-    # The betas' powers are those of the float32 numbers, as in Keras; 0.999 as a float64 would be off by 1e-5 at t = 1.
-    power1 = np.float64(np.float32(settings[_BETA1])) ** t
-    power2 = np.float64(np.float32(settings[_BETA2])) ** t
-    rate = np.float32(settings[_RATE] * np.sqrt(1.0 - power2) / (1.0 - power1))
-    toward1, toward2 = np.float32(1.0 - settings[_BETA1]), np.float32(1.0 - settings[_BETA2])
-    epsilon = np.float32(settings[_EPSILON])
-    width = gradients.shape[1]
-    u = m + width
-    for d in range(width):
-        g = gradients[i, d]
+@njit(inline="always")
+def _adam(floats, w, m, row, gradients, i, settings, rates, slot, t):  # type: ignore[no-untyped-def]
+    rate = rates[int(settings[slot, _ALIKE]), min(t, rates.shape[1] - 1)]
+    toward1, toward2 = np.float32(1.0 - settings[slot, _BETA1]), np.float32(1.0 - settings[slot, _BETA2])
+    epsilon = np.float32(settings[slot, _EPSILON])
+    u = m + gradients.shape[1]
+    for d in range(gradients.shape[1]):
+        g = gradients[i, word(d, 0)]
         first = floats[row, word(m, d)] + (g - floats[row, word(m, d)]) * toward1
         second = floats[row, word(u, d)] + (g * g - floats[row, word(u, d)]) * toward2
         floats[row, word(m, d)] = first
@@ -122,21 +136,13 @@ def _adam(
         floats[row, word(w, d)] -= rate * first / (np.sqrt(second) + epsilon)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _ftrl(
-    floats: NDArray[np.float32],
-    w: int,
-    a: int,
-    row: int,
-    gradients: NDArray[np.float32],
-    i: int,
-    settings: NDArray[np.float64],
-) -> None:
-    rate, l1, l2 = np.float32(settings[_RATE]), np.float32(settings[_L1]), np.float32(settings[_L2])
-    width = gradients.shape[1]
-    z = a + width
-    for d in range(width):
-        g = gradients[i, d]
+@njit(inline="always")
+def _ftrl(floats, w, a, row, gradients, i, settings, slot):  # type: ignore[no-untyped-def]
+    rate = np.float32(settings[slot, _RATE])
+    l1, l2 = np.float32(settings[slot, _L1]), np.float32(settings[slot, _L2])
+    z = a + gradients.shape[1]
+    for d in range(gradients.shape[1]):
+        g = gradients[i, word(d, 0)]
         before = floats[row, word(a, d)]
         after = before + g * g
         linear = floats[row, word(z, d)] + g - (np.sqrt(after) - np.sqrt(before)) / rate * floats[row, word(w, d)]
@@ -146,97 +152,90 @@ def _ftrl(
         floats[row, word(w, d)] = (clipped - linear) / (np.sqrt(after) / rate + np.float32(2.0) * l2)
 
 
-@njit(inline="always")
-def _step(floats, ints, layout, row, gradients, i, settings, slot):  # type: ignore[no-untyped-def]
-    """One step of a row by its slot's optimizer."""
-    kind = settings[slot, _KIND]
-    if kind == ADAGRAD:
-        rate, epsilon = np.float32(settings[slot, _RATE]), np.float32(settings[slot, _EPSILON])
-        _adagrad(floats, layout.values, layout.state, row, gradients, i, rate, epsilon)
-    elif kind == SGD:
-        _sgd(floats, layout.values, row, gradients, i, np.float32(settings[slot, _RATE]))
-    elif kind == ADAM:
-        ints[row, STEPS] += 1
-        _adam(floats, layout.values, layout.state, row, gradients, i, settings[slot], ints[row, STEPS])
-    else:
-        _ftrl(floats, layout.values, layout.state, row, gradients, i, settings[slot])
-
-
 @njit(nogil=True, cache=True, error_model="numpy")
 def update_rows(
     arena: RowArrays,
     layout: Layout,
     of_number: NDArray[np.int32],
     settings: NDArray[np.float64],
+    rates: NDArray[np.float32],
+    first: int,
     rows: NDArray[np.int32],
     gradients: NDArray[np.float32],
     version: int,
     fresh: NDArray[np.bool_],
 ) -> tuple[int, int]:
-    """One optimizer step of `rows` int32[U], distinct, by `gradients` float32[U, 1 + dim]; default rows are passed over.
+    """One optimizer step of `rows` int32[U], distinct, by `gradients` float32[U, 1 + dim], each by its slot's optimizer.
 
     Args:
+        settings: float64[S, 9], see `settings_of`; rates: see `adam_rates`.
+        first: rows before this one are passed over.
         version: int32, of this touch; `fresh` bool[U] says which rows it had not touched yet.
 
     Returns:
         Gradients left out because they were not finite, whose rows keep values and state; and how many rows are fresh.
     """
     floats, ints, longs, _, _ = arena
-    slots = settings.shape[0]
+    values, state, defaults = layout.values, layout.state, settings.shape[0]
+    bits = gradients.view(np.int32)
     left_out = touched = 0
     for i in range(rows.size):
         if i + AHEAD < rows.size:
             for column in range(0, layout.end, LINE):
                 prefetch(floats, rows[i + AHEAD], column)
             prefetch(floats, rows[i + AHEAD], layout.end - 1)
-        row = rows[i]
+        row, g = np.uint64(rows[i]), np.uint64(i)
         fresh[i] = False
-        if row <= slots or longs[row, KEY] == 0:  # padding, default, or let go since the rows were looked up
+        if row < first or longs[row, KEY] == 0:  # one to pass over, or let go since the rows were looked up
             continue
-        if _usable(gradients, i):
-            slot = of_number[longs[row, KEY] >> SLOT_SHIFT]
-            _step(floats, ints, layout, row, gradients, i, settings, slot)
+        if _usable(bits, g):
+            slot = of_number[longs[row, KEY] >> SLOT_SHIFT] if row > defaults else np.int64(row) - 1
+            # Told apart here, not in a function of its own: inlined, that keeps LLVM from holding the arrays in registers,
+            # and SGD takes twice as long.
+            kind = settings[slot, _KIND]
+            if kind == ADAGRAD:
+                rate, epsilon = np.float32(settings[slot, _RATE]), np.float32(settings[slot, _EPSILON])
+                _adagrad(floats, values, state, row, gradients, g, rate, epsilon)
+            elif kind == SGD:
+                _sgd(floats, values, row, gradients, g, np.float32(settings[slot, _RATE]))
+            elif kind == ADAM:
+                steps = ints[row, word(STEPS, 0)] + 1
+                ints[row, word(STEPS, 0)] = steps
+                _adam(floats, values, state, row, gradients, g, settings, rates, slot, steps)
+            else:
+                _ftrl(floats, values, state, row, gradients, g, settings, slot)
         else:
             left_out += 1
-        if ints[row, TOUCHED] != version:
-            ints[row, TOUCHED] = version
+        if ints[row, word(TOUCHED, 0)] != version:
+            ints[row, word(TOUCHED, 0)] = version
             fresh[i] = True
             touched += 1
     return left_out, touched
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def update_defaults(
-    arena: RowArrays,
-    layout: Layout,
-    settings: NDArray[np.float64],
-    rows: NDArray[np.int32],
-    gradients: NDArray[np.float32],
-    given: NDArray[np.bool_],
+def sum_defaults(
+    rows: NDArray[np.int32], gradients: NDArray[np.float32], given: NDArray[np.bool_], sums: NDArray[np.float32]
 ) -> int:
-    """One step of each default row among `rows` int32[U] by the sum of its ids' gradients.
+    """Sums the gradients float32[U, 1 + dim] of ids that share a default row.
 
     Args:
-        given: bool[1 + S], False; is set for the default rows that were there.
+        rows: int32[U], of the ids; rows 1 to S are default rows.
+        given: bool[1 + S], False; is set for the default rows that are among them.
+        sums: float32[1 + S, 1 + dim], zeros; takes the sums.
 
     Returns:
-        Gradients left out because they, or their sum, were not finite.
+        Gradients left out because they were not finite.
     """
-    slots = settings.shape[0]
-    sums = np.zeros((1 + slots, gradients.shape[1]), np.float32)
+    bits = gradients.view(np.int32)
     left_out = 0
     for i in range(rows.size):
         row = rows[i]
-        if 0 < row <= slots:
-            if _usable(gradients, i):
-                given[row] = True
+        if 0 < row < given.size:
+            given[row] = True
+            if _usable(bits, np.uint64(i)):
                 for d in range(gradients.shape[1]):
                     sums[row, d] += gradients[i, d]
             else:
                 left_out += 1
-    for row in range(1, slots + 1):
-        if given[row] and _usable(sums, row):
-            _step(arena.floats, arena.ints, layout, row, sums, row, settings, row - 1)
-        elif given[row]:
-            left_out += 1
     return left_out

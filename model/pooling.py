@@ -7,6 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .arena import word
+from .cuckoo_kernels import BLOCK
 from .growing_array import kernel_array
 from .prefetch import AHEAD, LINE, prefetch
 
@@ -50,6 +51,50 @@ def read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
     return view
 
 
+@njit(inline="always")
+def hint_values(floats, start, dim, row):  # type: ignore[no-untyped-def]
+    """Fetches a row's values, which will be pooled soon."""
+    for column in range(start, start + dim, LINE):
+        prefetch(floats, row, column)
+    prefetch(floats, row, start + dim)
+
+
+@njit(inline="always")
+def pool_block(floats, start, cells, n, at, column_slot, mean, first_out, v_out):  # type: ignore[no-untyped-def]
+    """Pools `n` examples into outputs `at` and on; `cells` int32[>= n * W] are the rows of their ids, 0 for padding."""
+    dim, width = v_out.shape[2], column_slot.size
+    for j in range(min(AHEAD, n * width)):
+        hint_values(floats, start, dim, cells[j])
+    j = 0
+    for i in range(at, at + n):
+        c = 0
+        while c < width:
+            s = column_slot[c]
+            present = 0
+            first = c
+            while c < width and column_slot[c] == s:
+                if j + AHEAD < n * width:
+                    hint_values(floats, start, dim, cells[j + AHEAD])
+                row = cells[j]
+                if c == first:
+                    first_out[i, s] = floats[row, word(start, 0)]
+                    for d in range(dim):
+                        v_out[i, s, d] = floats[row, word(start + 1, d)]
+                    present = 1 if row > 0 else 0
+                elif row > 0:
+                    present += 1
+                    first_out[i, s] += floats[row, word(start, 0)]
+                    for d in range(dim):
+                        v_out[i, s, d] += floats[row, word(start + 1, d)]
+                c += 1
+                j += 1
+            if mean[s] and present > 1:
+                scale = np.float32(1.0) / np.float32(present)
+                first_out[i, s] *= scale
+                for d in range(dim):
+                    v_out[i, s, d] *= scale
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def pool_rows(
     floats: NDArray[np.float32],
@@ -70,38 +115,21 @@ def pool_rows(
         column_slot: int32[W], ascending.
         mean: bool[S], whether a slot's bag is averaged over the ids present.
     """
-    dim = v_out.shape[2]
     width = column_slot.size
-    ahead = 1 + AHEAD // width
-    for i in range(inverse.shape[0]):
-        if i + ahead < inverse.shape[0]:
+    block = examples_of(width)
+    cells = np.empty(block * width, np.int32)
+    for at in range(0, inverse.shape[0], block):
+        n = min(block, inverse.shape[0] - at)
+        for i in range(n):
             for c in range(width):
-                row = rows[inverse[i + ahead, c]]
-                for column in range(start, start + 1 + dim, LINE):
-                    prefetch(floats, row, column)
-                prefetch(floats, row, start + dim)
-        c = 0
-        while c < width:
-            s = column_slot[c]
-            row = rows[inverse[i, c]]
-            first_out[i, s] = floats[row, word(start, 0)]
-            for d in range(dim):
-                v_out[i, s, d] = floats[row, word(start + 1, d)]
-            present = np.int64(inverse[i, c] > 0)
-            c += 1
-            while c < width and column_slot[c] == s:
-                if inverse[i, c] > 0:
-                    present += 1
-                    row = rows[inverse[i, c]]
-                    first_out[i, s] += floats[row, word(start, 0)]
-                    for d in range(dim):
-                        v_out[i, s, d] += floats[row, word(start + 1, d)]
-                c += 1
-            if mean[s] and present > 1:
-                scale = np.float32(1.0) / np.float32(present)
-                first_out[i, s] *= scale
-                for d in range(dim):
-                    v_out[i, s, d] *= scale
+                cells[i * width + c] = rows[inverse[at + i, c]]
+        pool_block(floats, start, cells, n, at, column_slot, mean, first_out, v_out)
+
+
+@njit(inline="always")
+def examples_of(width: int) -> int:
+    """Examples of `width` ids whose rows are found at a time."""
+    return max(1, BLOCK // width)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

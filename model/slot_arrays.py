@@ -12,7 +12,7 @@ from schemas.config import FeatureConfig
 from schemas.slots import MAX_SLOT
 
 from .feature_ids import SLOT_SHIFT
-from .optimizers import settings_of
+from .optimizers import adam_rates, settings_of
 
 NEVER_S = np.iinfo(np.int64).max
 NORMAL, UNIFORM, ZEROS = range(3)
@@ -32,7 +32,8 @@ class SlotArrays(NamedTuple):
         min_rows: int64[S], rows of a slot that stay whatever their age.
         init: int64[S], distribution of a new row (`NORMAL` and so on).
         init_scale: float32[S], its standard deviation, or its bound.
-        optimizers: float64[S, 8], see `optimizers.settings_of`.
+        optimizers: float64[S, 9], see `optimizers.settings_of`.
+        adam_rates: float32[A, T], see `optimizers.adam_rates`.
     """
 
     of_number: NDArray[np.int32]
@@ -45,6 +46,7 @@ class SlotArrays(NamedTuple):
     init: NDArray[np.int64]
     init_scale: NDArray[np.float32]
     optimizers: NDArray[np.float64]
+    adam_rates: NDArray[np.float32]
 
     @classmethod
     def of(cls, config: FeatureConfig) -> SlotArrays:
@@ -52,6 +54,7 @@ class SlotArrays(NamedTuple):
         slots = config.slot_order
         of_number = np.full(MAX_SLOT + 1, -1, np.int32)
         of_number[[slot.slot for slot in slots]] = np.arange(len(slots))
+        optimizers = settings_of([slot.optimizer for slot in slots])
         return cls(
             of_number=of_number,
             of_column=np.array(config.column_slot, np.int32),
@@ -63,7 +66,8 @@ class SlotArrays(NamedTuple):
             min_rows=np.array([slot.min_rows for slot in slots], np.int64),
             init=np.array([_INITS[slot.init] for slot in slots], np.int64),
             init_scale=np.array([slot.init_scale for slot in slots], np.float32),
-            optimizers=settings_of([slot.optimizer for slot in slots]),
+            optimizers=optimizers,
+            adam_rates=adam_rates(optimizers),
         )
 
 

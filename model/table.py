@@ -40,15 +40,15 @@ from .lifecycle import (
     ROW,
     WANTS,
     admit_ids,
-    find_ids,
     see_ids,
 )
-from .optimizers import update_defaults, update_rows
+from .lookup import find_ids, lookup_ids
+from .optimizers import sum_defaults, update_rows
 from .pooling import check_inverse, check_pooled, pool_rows, read_only, scatter_gradients
 from .slot_arrays import NEVER_S, check_known, unknown_slot
 from .threads import ranges, run
 
-_LEAST = 1024  # ids a thread: with fewer it would take longer to wake up than to work
+_LEAST = 4096  # ids a thread: with fewer it would take longer to wake up than to work
 _LEAST_SUMMED = 4096  # a thread that adds up gradients passes over the whole batch
 _EVICTED_AT_ONCE = 4096
 _LOOKED_AT = 16  # rows for each one to evict, before younger ones go, too
@@ -212,6 +212,40 @@ class EmbeddingTable(KeyedRows):
 
     # Between rows and slots
 
+    def lookup(self, ids: NDArray[np.int64], first_out: NDArray[np.float32], v_out: NDArray[np.float32]) -> None:
+        """Pools what ids int64[N, W] read, as `pool` does with what `find` found, in one pass. Changes nothing.
+
+        It does not wait for verbs that change the table: several threads may look up parts of a batch.
+
+        Args:
+            ids: int64[N, W], 0 pads.
+            first_out: float32[>= N, S] for first-order weights; rows from N on are left alone.
+            v_out: float32[>= N, S, dim] for embeddings, likewise.
+
+        Raises:
+            ValueError: an id is of a slot that the configuration lacks.
+        """
+        ids = kernel_array(ids, np.int64)
+        width = self._slots.of_column.size
+        if ids.ndim != 2 or ids.shape[1] != width:
+            raise ValueError(f"ids of shape {ids.shape} for {width} id columns: pass int64[N, {width}]")
+        self._check_pooled(len(ids), first_out, v_out)
+        index, arena, now_s = self._index.arrays(), self._arena.arrays(), self._now_s
+        values = self._arena.layout.values
+
+        def looked_up(part: slice) -> int:
+            return int(
+                lookup_ids(
+                    index, arena.floats, arena.ints, values, self._slots, self._slot_rows,
+                    ids[part], now_s, first_out[part], v_out[part],
+                )
+            )  # fmt: skip
+
+        parts = ranges(len(ids), max(1, _LEAST // width))
+        for part, unknown in zip(parts, run(looked_up, parts), strict=True):
+            if unknown >= 0:
+                raise unknown_slot(int(ids[part].flat[unknown]))
+
     def pool(
         self,
         rows: NDArray[np.int32],
@@ -221,7 +255,7 @@ class EmbeddingTable(KeyedRows):
     ) -> None:
         """Pools a batch by slot, summed, or averaged over the ids present; a slot without ids is 0.
 
-        Reads the table only, so that several threads may pool parts of a batch.
+        Reads the table only, without waiting for other verbs: several threads may pool parts of a batch.
 
         Args:
             rows: int32[U] rows of the distinct ids.
@@ -230,10 +264,17 @@ class EmbeddingTable(KeyedRows):
             v_out: float32[>= N, S, dim] for embeddings, likewise.
         """
         rows, inverse = self._checked_rows(rows), check_inverse(inverse, rows.size, self._slots.of_column.size)
-        check_pooled("first_out", first_out, len(inverse), (self._defaults,))
-        check_pooled("v_out", v_out, len(inverse), (self._defaults, self.dim))
+        self._check_pooled(len(inverse), first_out, v_out)
         floats, values = self._arena.arrays().floats, self._arena.layout.values
-        pool_rows(floats, values, rows, inverse, self._slots.of_column, self._slots.mean, first_out, v_out)
+        of_column, mean = self._slots.of_column, self._slots.mean
+        run(
+            lambda part: pool_rows(floats, values, rows, inverse[part], of_column, mean, first_out[part], v_out[part]),
+            ranges(len(inverse), max(1, _LEAST // of_column.size)),
+        )
+
+    def _check_pooled(self, rows: int, first_out: NDArray[np.float32], v_out: NDArray[np.float32]) -> None:
+        check_pooled("first_out", first_out, rows, (self._defaults,))
+        check_pooled("v_out", v_out, rows, (self._defaults, self.dim))
 
     def scatter(self, parts: Sequence[GradientPart], rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """The transpose of `pool`: gradients of pooled slots summed by distinct id, float32[U, 1 + dim].
@@ -278,25 +319,26 @@ class EmbeddingTable(KeyedRows):
             grads = kernel_array(grads, np.float32)
             if grads.shape != (rows.size, self.row_width):
                 raise ValueError(f"gradients of shape {grads.shape} for {rows.size} rows of {self.row_width} weights")
-            arena, layout, version = self._arena.arrays(), self._arena.layout, wrapped(self.version)
-            settings = self._slots.optimizers
-            fresh, given = np.empty(rows.size, np.bool_), np.zeros(1 + self._defaults, np.bool_)
-
-            def updated(part: slice) -> tuple[int, int]:
-                return update_rows(
-                    arena, layout, self._slots.of_number, settings, rows[part], grads[part], version, fresh[part]
-                )
-
-            results = run(updated, ranges(rows.size, _LEAST))
-            left_out = sum(left for left, _ in results)
-            left_out += update_defaults(arena, layout, settings, rows, grads, given)
-            touched = self._arena.touched
+            given, sums = np.zeros(1 + self._defaults, np.bool_), np.zeros((1 + self._defaults, self.row_width), np.float32)
+            left_out = sum_defaults(rows, grads, given, sums)
             defaults = np.flatnonzero(given).astype(np.int32)
-            defaults = defaults[touched[defaults] != version]
-            touched[defaults] = version
-            mentions = np.concatenate([defaults, rows[fresh]]) if any(count for _, count in results) else defaults
-            self._journal.mention(mentions, self.version, touched, self._arena.end)
-            return int(left_out)
+            left_out += self._update(defaults, sums[defaults], first=1) if defaults.size else 0
+            return int(left_out) + self._update(rows, grads, first=1 + self._defaults)
+
+    def _update(self, rows: NDArray[np.int32], grads: NDArray[np.float32], first: int) -> int:
+        arena, layout, version = self._arena.arrays(), self._arena.layout, wrapped(self.version)
+        slots, fresh = self._slots, np.empty(rows.size, np.bool_)
+
+        def updated(part: slice) -> tuple[int, int]:
+            return update_rows(
+                arena, layout, slots.of_number, slots.optimizers, slots.adam_rates, first,
+                rows[part], grads[part], version, fresh[part],
+            )  # fmt: skip
+
+        results = run(updated, ranges(rows.size, _LEAST))
+        if any(touched for _, touched in results):
+            self._journal.mention(rows[fresh], self.version, self._arena.touched, self._arena.end)
+        return sum(left_out for left_out, _ in results)
 
     # What goes
 

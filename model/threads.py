@@ -16,6 +16,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 _lock = threading.Lock()
+_here = threading.local()
 _executor: ThreadPoolExecutor | None = None
 _count = len(os.sched_getaffinity(0))
 
@@ -45,16 +46,23 @@ def ranges(items: int, least: int) -> list[slice]:
 
 
 def run(function: Callable[[slice], _T], parts: Sequence[slice]) -> list[_T]:
-    """`function(part)` for each part, in threads where there are several of both; results in their order."""
+    """`function(part)` for each part, in threads where there are several of both; results in their order.
+
+    Within a part of another run it stays in that part's thread: the others are at work, and may wait for it.
+    """
     helpers = min(_count, len(parts)) - 1
-    if helpers < 1:
+    if helpers < 1 or getattr(_here, "at_work", False):
         return [function(part) for part in parts]
     results: list[_T | None] = [None] * len(parts)
     turns = iter(range(len(parts)))  # whoever is done takes the next one
 
     def work() -> None:
-        for turn in turns:
-            results[turn] = function(parts[turn])
+        _here.at_work = True
+        try:
+            for turn in turns:
+                results[turn] = function(parts[turn])
+        finally:
+            _here.at_work = False
 
     # The caller works, too: one that only waits would wake its helpers on the core it is about to leave.
     others: list[Future[None]] = [_threads().submit(work) for _ in range(helpers)]

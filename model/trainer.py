@@ -99,7 +99,7 @@ class Trainer:
         self.network = DeepFM(config, seed=seed)
         self.newest_event_ms = -1  # the table's clock, too
         self._forgets = any(slot.ttl_s is not None for slot in config.slots)
-        self._predictor = Predictor(config, self.network, self.table.pool)
+        self._predictor = Predictor(config, self.network, self.table.lookup)
         heads = len(config.heads)
         self._buffers = Buffers(
             first=(config.num_slots,), v=(config.num_slots, config.model.dim), labels=(heads,), mask=(heads,)
@@ -150,8 +150,7 @@ class Trainer:
         Raises:
             ValueError: ids are of a slot that the configuration lacks.
         """
-        unique, inverse = self.table.dedup(ids)
-        return self._predictor.predict(self.table.find(unique), inverse)
+        return self._predictor.predict(ids)
 
     def delta(self, since: int, shard: int = 0, epoch: int = 0) -> Delta:
         """Parameters touched after version `since`; costs what was touched, not the table's size.
