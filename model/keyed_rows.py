@@ -229,8 +229,15 @@ class KeyedRows:
             arrays = {name: np.array(values, np.int64) for name, values in numbers.items()}
             return self._sketch.state() | self._journal.state() | arrays
 
-    def restore(self, rows: TableRows, state: dict[str, NDArray], version: int) -> None:
+    def restore(
+        self, rows: TableRows, state: dict[str, NDArray], version: int, shard: tuple[int, int] | None = None
+    ) -> None:
         """The inverse of `export` of all rows and of `state`, in a new table: it goes on as if it had never stopped.
+
+        Args:
+            rows: of one table; or of the tables of several shards, see `TableRows.union`, with the state of any of them.
+            state, version: of the table.
+            shard: (s, S) to take the rows of shard s of S only; None: all.
 
         Raises:
             ValueError: this table is not new, or the rows or state are of another configuration.
@@ -242,6 +249,10 @@ class KeyedRows:
             self._check_rows(rows)
             self._sketch.load_state(state)
             first, end = (int(x) for x in state["layout"][:2])
+            hands = state["layout"][2:]
+            if shard is not None:
+                rows = rows.of_shard(*shard)
+                end, hands = 1 + len(rows), np.zeros_like(hands)
             appended = 1 + self._defaults - first  # slots' default rows, which push the others back
             at = self._index.find(rows.keys)
             live = np.flatnonzero(at < 0)
@@ -251,7 +262,6 @@ class KeyedRows:
             self._arena.touched[at] = rows.versions.astype(np.int32)
             self._journal.restore(at, rows.versions, state)
             self._newest_ms, self.version = int(state["newest_ms"][0]), version
-            hands = state["layout"][2:]
             self._hands[:] = np.where(hands >= first, hands + appended, 0)
             for name, value in zip(_COUNTERS, state["counters"].tolist(), strict=True):
                 setattr(self, name, value)

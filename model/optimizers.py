@@ -87,7 +87,7 @@ def _usable(bits: NDArray[np.int32], i: int) -> bool:
     largest = np.int32(0)
     for d in range(bits.shape[1]):
         largest = max(largest, bits[i, word(d, 0)] & _MAGNITUDE)
-    return largest < _MAX_BITS
+    return bool(largest < _MAX_BITS)
 
 
 def adam_rates(settings: NDArray[np.float64]) -> NDArray[np.float32]:

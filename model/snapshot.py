@@ -6,6 +6,7 @@ an increment from nothing. Parts are Arrow IPC files compressed with zstd, so th
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import zlib
@@ -71,15 +72,28 @@ def write_increment(directory: str | os.PathLike[str], stem: str, increment: Inc
         for name, part in increment.keyed.items():
             removed = pa.array(part.removed, pa.int64())
             table = part.rows.replace_schema_metadata({b"removed": removed.buffers()[1].to_pybytes()[: 8 * len(removed)]})
-            entries.append(_write(folder / f"{stem}-{name}.keyed.arrow", table))
+            entries.append(_write(folder / f"{stem}-{name}.keyed.arrow", [table]))
         for name, arrays in increment.whole.items():
-            entries.append(_write(folder / f"{stem}-{name}.whole.arrow", _arrays_to_table(arrays)))
+            entries.append(_write(folder / f"{stem}-{name}.whole.arrow", [_arrays_to_table(arrays)]))
         sync_path(folder)
     except OSError:
         for entry in entries:
             (folder / entry.name).unlink()
         raise
     return entries
+
+
+def write_chunks(directory: str | os.PathLike[str], stem: str, name: str, chunks: Iterable[pa.Table]) -> FileEntry:
+    """A keyed part to a new file, chunk by chunk as they come, of which at least one; durable when it returns.
+
+    Raises:
+        FileExistsError: a file of that name is there already.
+        OSError: the disk refuses; nothing is left of the file then.
+    """
+    folder = Path(directory)
+    entry = _write(folder / f"{stem}-{name}.keyed.arrow", chunks)
+    sync_path(folder)
+    return entry
 
 
 def read_increment(directory: str | os.PathLike[str], entries: Iterable[FileEntry]) -> Increment:
@@ -157,18 +171,21 @@ def matrix_of(column: pa.ChunkedArray) -> np.ndarray:
     return flat.to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
-def _write(path: Path, table: pa.Table) -> FileEntry:
+def _write(path: Path, tables: Iterable[pa.Table]) -> FileEntry:
     with path.open("x+b") as file:
         try:
             size = crc = 0
-            with pa.ipc.new_file(file, table.schema, options=_COMPRESSION) as writer:
-                writer.write_table(table, max_chunksize=1 << 16)
+            ahead = iter(tables)
+            first = next(ahead)
+            with pa.ipc.new_file(file, first.schema, options=_COMPRESSION) as writer:
+                for table in itertools.chain([first], ahead):
+                    writer.write_table(table, max_chunksize=1 << 16)
             file.flush()
             os.fsync(file.fileno())
             file.seek(0)
             while chunk := file.read(_CHUNK):
                 size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-        except OSError:
+        except BaseException:
             path.unlink()
             raise
     return FileEntry(path.name, size, crc)

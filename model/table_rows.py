@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .feature_ids import mix63
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,29 @@ class TableRows:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @classmethod
+    def union(cls, tables: Sequence[TableRows]) -> TableRows:
+        """Rows of several shards' tables as those of one, numbered anew; of a key that several have, the row seen last."""
+        rows = cls(*(np.concatenate([getattr(table, field.name) for table in tables]) for field in fields(cls)))
+        order = np.lexsort((rows.versions, rows.last_seen_ms, rows.keys))
+        last = np.append(rows.keys[order][1:] != rows.keys[order][:-1], True)
+        return rows._taken(np.sort(order[last]))
+
+    def of_shard(self, shard: int, shards: int) -> TableRows:
+        """The rows that a table of one of `shards` shards holds: default rows, and ids by their hash; numbered anew.
+
+        Raises:
+            ValueError: there is no such shard.
+        """
+        if not 0 <= shard < shards:
+            raise ValueError(f"shard {shard} of {shards}: shards count from 0")
+        return self._taken(np.flatnonzero((self.keys < 0) | (mix63(np.abs(self.keys)) % shards == shard)))
+
+    def _taken(self, rows: NDArray[np.int64]) -> TableRows:
+        rows = rows[np.argsort(self.keys[rows] > 0, kind="stable")]  # a table's default rows come first
+        taken = TableRows(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return replace(taken, numbers=np.arange(1, 1 + rows.size, dtype=np.int32))
 
     def check(self, row_width: int, optimizer_width: int) -> None:
         """Check that these rows fit a table of rows so wide.

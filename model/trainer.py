@@ -9,6 +9,8 @@ slice of the batch, a thread each.
 from __future__ import annotations
 
 import math
+import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +33,19 @@ from .snapshot import (
     matrix_of,
     merge,
     read_increment,
+    write_chunks,
     write_increment,
 )
 from .table import EmbeddingTable
 from .table_rows import TableRows
 from .threads import run
+from .walk import Walk
 from .widening import Widening
 
 #: Rows looked at for expiry in a step, per example: the clock hand passes the table in bounded work.
 _EXPIRE_PER_EXAMPLE = 4
+_TABLE = "table"
+_WALK, _CLOSING = "rows", "closing"  # parts of a snapshot, in the order in which they are put over each other
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class StepMetrics:
 class Trainer:
     """Learns online; every verb is deterministic given the calls before it, on any number of cores.
 
+    Verbs take turns: several threads may call them. A snapshot only takes its turn at its beginning and its end.
+
     Args:
         config: feature configuration.
         seed: of all initial values.
@@ -98,6 +106,8 @@ class Trainer:
         self.table = EmbeddingTable(config, capacity=capacity, seed=seed, table_bytes=table_bytes)
         self.network = DeepFM(config, seed=seed)
         self.newest_event_ms = -1  # the table's clock, too
+        self._lock = threading.RLock()
+        self._walks: list[int] = []  # versions that snapshots began at
         self._forgets = any(slot.ttl_s is not None for slot in config.slots)
         self._predictor = Predictor(config, self.network, self.table.lookup)
         heads = len(config.heads)
@@ -116,10 +126,13 @@ class Trainer:
         Raises:
             ValueError: an empty batch, or ids of a slot that the configuration lacks; nothing has changed then.
         """
-        n = len(batch.ids)
-        if n == 0:
+        if len(batch.ids) == 0:
             raise ValueError("a step without examples: skip it")
-        newest = int(batch.time_ms.max())
+        with self._lock:
+            return self._learn(batch)
+
+    def _learn(self, batch: ExampleBatch) -> StepMetrics:
+        n, newest = len(batch.ids), int(batch.time_ms.max())
         unique, inverse = self.table.dedup(batch.ids)
         self.table.tick()
         rows = self.table.admit(unique, self.table.count(inverse, batch.first, unique.size), newest)
@@ -150,7 +163,8 @@ class Trainer:
         Raises:
             ValueError: ids are of a slot that the configuration lacks.
         """
-        return self._predictor.predict(ids)
+        with self._lock:
+            return self._predictor.predict(ids)
 
     def delta(self, since: int, shard: int = 0, epoch: int = 0) -> Delta:
         """Parameters touched after version `since`; costs what was touched, not the table's size.
@@ -158,21 +172,22 @@ class Trainer:
         What was touched since a version that has been trimmed is not known any more: then, as for version 0, the delta
         starts from version 0 and holds everything.
         """
-        since = since if since >= self.table.trimmed else 0
-        rows = self.table.export(self.table.touched_since(since))
-        return Delta(
-            shard=shard,
-            fingerprint=self.config.fingerprint,
-            epoch=epoch,
-            from_version=since,
-            to_version=self.version,
-            newest_event_ms=self.newest_event_ms,
-            keys=rows.keys,
-            rows=rows.values,
-            last_seen_ms=rows.last_seen_ms if self._forgets else np.zeros(0, np.int64),
-            removed=self.table.removed_since(since),
-            dense=self.network.dense if self.version > since else {},
-        )
+        with self._lock:
+            since = since if since >= self.table.trimmed else 0
+            rows = self.table.export(self.table.touched_since(since))
+            return Delta(
+                shard=shard,
+                fingerprint=self.config.fingerprint,
+                epoch=epoch,
+                from_version=since,
+                to_version=self.version,
+                newest_event_ms=self.newest_event_ms,
+                keys=rows.keys,
+                rows=rows.values,
+                last_seen_ms=rows.last_seen_ms if self._forgets else np.zeros(0, np.int64),
+                removed=self.table.removed_since(since),
+                dense=self.network.dense if self.version > since else {},
+            )
 
     def increment(self, since: int) -> Increment:
         """All state that changed after version `since`: rows with optimizer slots, counts and times, filter, dense part.
@@ -180,17 +195,22 @@ class Trainer:
         Raises:
             ValueError: that version has been trimmed.
         """
-        rows = self.table.export(self.table.touched_since(since))
-        part = KeyedPart(_rows_to_table(rows), self.table.removed_since(since))
-        numbers = {
-            "numbers": np.array([self.version, self.newest_event_ms], np.int64),
-            "fingerprint": np.array([self.config.fingerprint], np.int64),
-        }
-        whole = {"dense": self.network.state(), "table": self.table.state(), "trainer": numbers}
-        return Increment({"table": part}, whole)
+        with self._lock:
+            rows = self.table.export(self.table.touched_since(since))
+            part = KeyedPart(_rows_to_table(rows), self.table.removed_since(since))
+            numbers = {
+                "numbers": np.array([self.version, self.newest_event_ms], np.int64),
+                "fingerprint": np.array([self.config.fingerprint], np.int64),
+            }
+            whole = {"dense": self.network.state(), "table": self.table.state(), "trainer": numbers}
+            return Increment({_TABLE: part}, whole)
 
-    def load(self, state: Increment) -> None:
+    def load(self, state: Increment, shard: tuple[int, int] | None = None) -> None:
         """Restore a merged increment into a new trainer, whose configuration may have slots appended since.
+
+        Args:
+            state: everything, see `snapshot.merge`.
+            shard: (s, S) to take the rows of shard s of S only; None: all.
 
         Raises:
             SnapshotError: it is of another configuration.
@@ -204,28 +224,45 @@ class Trainer:
             )
         version, self.newest_event_ms = (int(x) for x in state.whole["trainer"]["numbers"])
         self.network.load(dense)
-        self.table.restore(_table_to_rows(state.keyed["table"].rows), state.whole["table"], version)
+        self.table.restore(_table_to_rows(state.keyed[_TABLE].rows), state.whole["table"], version, shard)
 
     def trim(self, version: int) -> None:
         """No reader will ask for what was touched up to `version` any more."""
-        self.table.trim(version)
+        with self._lock:
+            self.table.trim(min([version, *self._walks]))
 
     def snapshot(self, path: str | Path) -> list[FileEntry]:
-        """All state, as files in a new folder.
+        """All state of one moment, as files in a new folder; another thread may learn meanwhile.
+
+        The table's rows are written chunk by chunk; learning waits for one at a time to be copied, and at the end for what it
+        has touched since the beginning.
 
         Raises:
             FileExistsError: the folder is there already.
+            OSError: the disk refuses; nothing is left of the snapshot then.
         """
-        Path(path).mkdir(parents=True)
-        return write_increment(path, "snapshot", self.increment(0))
+        folder = Path(path)
+        folder.mkdir(parents=True)
+        with self._lock:
+            walk = Walk(self.table)
+            self._walks.append(walk.since)
+        try:
+            rows = write_chunks(folder, _WALK, _TABLE, map(_rows_to_table, walk))
+            return [rows, *write_increment(folder, _CLOSING, self.increment(walk.since))]
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        finally:
+            self._walks.remove(walk.since)
 
-    def restore(self, path: str | Path, entries: Sequence[FileEntry]) -> None:
-        """What `snapshot` wrote, into a new trainer.
+    def restore(self, path: str | Path, entries: Sequence[FileEntry], shard: tuple[int, int] | None = None) -> None:
+        """What `snapshot` wrote, into a new trainer, whatever its capacity; with `shard` as in `load`.
 
         Raises:
             SnapshotError: a file is missing, truncated or altered, or of another configuration.
         """
-        self.load(merge([read_increment(path, entries)]))
+        parts = [[entry for entry in entries if entry.name.startswith(f"{stem}-")] for stem in (_WALK, _CLOSING)]
+        self.load(merge([read_increment(path, part) for part in parts]), shard)
 
     def warm_up(self, sizes: Sequence[int]) -> None:
         """Compile all that steps of these sizes, and predictions of any, need; nothing is learned."""

@@ -1,20 +1,19 @@
 """A table copied while it goes on: chunk by chunk between batches, and at the end what has changed meanwhile.
 
-No batch waits for more than a chunk. The chunks are of different moments; the closing increment holds all that was touched
-or removed since the walk began, so that together they are the table of the moment at which the walk ended.
+No batch waits for more than a chunk. The chunks are of different moments: with all that was touched or removed since the
+walk began put over them, they are the table of the moment at which that was taken.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterator
 
 from .keyed_rows import KeyedRows
 from .table_rows import TableRows
 
 
 class Walk:
-    """One walk over a table's rows; the table's next `tick` must come before its next change.
+    """One walk over a table's rows, in chunks; the table's next `tick` must come before its next change.
 
     Args:
         table: to walk over.
@@ -38,12 +37,6 @@ class Walk:
         self._at += self._chunk
         return self._table.export(rows)
 
-    def close(self) -> tuple[TableRows, NDArray[np.int64]]:
-        """Rows touched and keys removed since the walk began: put over the chunks, they make the table of this moment.
-
-        Raises:
-            ValueError: that much has been trimmed.
-        """
-        if self.since == 0:  # a walk over a table without a version has seen nothing that it could miss
-            return self._table.export(self._table.touched_since(0)), np.zeros(0, np.int64)
-        return self._table.export(self._table.touched_since(self.since)), self._table.removed_since(self.since)
+    def __iter__(self) -> Iterator[TableRows]:
+        while (rows := self.step()) is not None:
+            yield rows

@@ -139,7 +139,7 @@ def test_a_walk_and_what_changed_meanwhile_are_the_table():
         table.update(rows, np.full((30, 5), 0.1 * step, np.float32))
         table.expire(1_000 + 9_000 * step, 100)
     assert step > 6 and table.expired > 0
-    rows, removed = walk.close()
+    rows, removed = table.export(table.touched_since(walk.since)), table.removed_since(walk.since)
     for chunk in chunks:
         copy.load(chunk, np.zeros(0, np.int64))
     copy.load(rows, removed)
