@@ -229,9 +229,7 @@ class KeyedRows:
             arrays = {name: np.array(values, np.int64) for name, values in numbers.items()}
             return self._sketch.state() | self._journal.state() | arrays
 
-    def restore(
-        self, rows: TableRows, state: dict[str, NDArray], version: int, shard: tuple[int, int] | None = None
-    ) -> None:
+    def restore(self, rows: TableRows, state: dict[str, NDArray], version: int, shard: tuple[int, int] | None = None) -> None:
         """The inverse of `export` of all rows and of `state`, in a new table: it goes on as if it had never stopped.
 
         Args:

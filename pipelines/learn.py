@@ -48,7 +48,7 @@ class Learned(NamedTuple):
 
 
 class JoinAndLearn:
-    """The working state that batches are applied to; a :class:`pipelines.shard.Step`."""
+    """The working state that batches are applied to; a :class:`pipelines.step.Step`."""
 
     def __init__(self, config: FeatureConfig, learn: LearnConfig) -> None:
         self.config, self.learn_config = config, learn
@@ -84,6 +84,11 @@ class JoinAndLearn:
         """Newest event time applied."""
         return self.join.clock
 
+    @property
+    def publishable(self) -> bool:
+        """Whether the model, as it is, may be served."""
+        return self.progress.healthy
+
     def apply(self, batch: EventBatch) -> Outputs:
         """Join, score and learn from one batch."""
         self._outputs = outputs = Outputs()
@@ -103,8 +108,7 @@ class JoinAndLearn:
         pending_from = int(self._pending.seq.min()) if len(self._pending) else self.join.next
         self.join.release(min(pending_from, self._scored))
         outputs.dead_letters = self.dead.drain()
-        outputs.publishable = self.progress.healthy
-        if batch.sync and self.trainer.version > self._synced and self.progress.healthy:
+        if batch.sync and self.trainer.version > self._synced and self.publishable:
             outputs.deltas.append(self.trainer.delta(self._synced, shard=self.learn_config.shard))
             self._synced = self.trainer.version
             self._trim()

@@ -75,4 +75,3 @@ class Outputs:
     deltas: list[Delta] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     predictions: list[Predictions] = field(default_factory=list)
-    publishable: bool = True

@@ -13,16 +13,18 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from model.snapshot import Increment, SnapshotError
+from model.snapshot import FileEntry, Increment, SnapshotError
 
 from .bases import Bases
 from .batches import START, EventBatch, Final, Position
 from .state_files import Manifest, StateError, StateFiles
+from .step import Durable, Step, Version
 
 log = logging.getLogger(__name__)
 
@@ -31,46 +33,6 @@ _ANEW = "python -m pipelines.train --state_dir {}, without the runner's own chec
 _MERGE_AGAIN = 10
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Version(NamedTuple):
-    """Batches applied, and a token drawn at each write: equal only if memory and Beam state mean the same."""
-
-    applied: int
-    token: str
-
-
-class Durable(Protocol):
-    """What a runner keeps for a shard and rolls back with a failed bundle."""
-
-    def version(self) -> Version | None: ...
-    def base(self) -> str | None: ...
-    def inputs(self) -> list[bytes]: ...
-    def append(self, version: Version, payload: bytes) -> None:
-        """Record one applied batch."""
-
-    def rebase(self, version: Version, base: str) -> None:
-        """Replace the recorded batches by a manifest that holds them."""
-
-
-class Step(Protocol[T_co]):
-    """A working state that batches are applied to; all it knows must come from them."""
-
-    fingerprint: int
-    #: Of the configurations whose state it can load: its own, and those it has grown from.
-    readable_fingerprints: frozenset[int]
-
-    @property
-    def newest_event_ms(self) -> int: ...
-    def apply(self, batch: EventBatch) -> T_co: ...
-    def increment(self) -> Increment:
-        """What changed since the last :meth:`committed`; everything, if there was none."""
-
-    def committed(self) -> None:
-        """The last increment is durable."""
-
-    def load(self, state: Increment) -> None: ...
 
 
 class LogGapError(StateError):
@@ -83,7 +45,8 @@ class ShardConfig:
 
     Attributes:
         snapshot_interval_s: seconds between manifests.
-        inputs_bytes: hard bound of the batches kept in Beam state: it is what a checkpoint copies.
+        inputs_bytes: hard bound of the batches kept in Beam state: it is what a checkpoint copies. Past half of it state is
+            written at once; at the bound batches wait for that.
         retention_s: how long replaced files live on; a savepoint older than this cannot be restored.
     """
 
@@ -101,6 +64,18 @@ class ShardCounts:
     snapshot_failures: int = 0
     merge_failures: int = 0
     reapplied: int = 0
+
+
+class _Cut(NamedTuple):
+    """State of one moment on its way to files, and the batches applied since."""
+
+    version: int
+    token: str
+    positions: dict[str, Position]
+    newest_event_ms: int
+    publishable: bool
+    entries: Future[tuple[FileEntry, ...]]
+    later: list[bytes]
 
 
 @dataclass
@@ -126,7 +101,10 @@ class Shard(Generic[T]):
         self.version = Version(-1, "")
         self.positions: dict[str, Position] = {}
         self._manifest: Manifest | None = None
+        self._cut: _Cut | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"snapshot-{self.files.shard}")
         self._inputs_bytes = 0
+        self._failed = False  # the last state that was begun was not written: the next one waits for its time
         self._final = Final.NO
         self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
         self._bases = Bases(self.files, _MERGE_AGAIN * self.config.snapshot_interval_s)
@@ -148,21 +126,30 @@ class Shard(Generic[T]):
             version = Version(version.applied + 1, secrets.token_hex(8))
             durable.append(version, payload)
             self._inputs_bytes += len(payload)
+            if self._cut is not None:
+                self._cut.later.append(payload)
             self._final = batch.final
             self.version = version
             return outputs
 
     def settle(self, durable: Durable) -> Manifest | None:
-        """Write a manifest if one is due, once the outputs of the last batch have been handed on.
+        """Begin to write state if it is due, or its manifest if that is done, once the last outputs have been handed on.
 
-        A job started anew goes on behind the manifest, so what it holds is never put out again.
+        A job started anew goes on behind the manifest, so what it holds is never put out again. State is written in the
+        background, as it was when that began; only a final batch, or a full Beam state, waits for it.
 
         Raises:
             StateError: if it cannot be written and cannot wait.
         """
         with self.lock:
             # Otherwise another attempt has taken over: the manifest is its business.
-            return self._snapshot_if_due(durable) if durable.version() == self.version else None
+            return self._settle(durable) if durable.version() == self.version else None
+
+    def wait(self) -> None:
+        """Until no state is being written; its manifest is for the next `settle`."""
+        with self.lock:
+            if self._cut is not None:
+                self._cut.entries.exception()
 
     def _agree(self, durable: Durable) -> None:
         recorded = durable.version()
@@ -178,7 +165,7 @@ class Shard(Generic[T]):
         self._reset(found)
         self.version = Version(found[0].version if found else 0, "")
         if found:
-            durable.rebase(self.version, found[0].name)
+            durable.rebase(self.version, found[0].name, ())
         if self._manifest is not None:
             # A job that ends before its first interval writes one manifest: a base is due for its increments all the same.
             self._bases.start_if_due(self._manifest)
@@ -206,6 +193,7 @@ class Shard(Generic[T]):
     def _reset(self, found: tuple[Manifest, Increment] | None) -> None:
         self.step = self.make_step()
         self.positions, self._manifest, self._inputs_bytes = {}, None, 0
+        self._cut = None  # of the state that was: its manifest will not be written
         self._bases.forget()
         if found is not None:
             self._manifest, state = found
@@ -243,50 +231,77 @@ class Shard(Generic[T]):
         self.positions = positions
         return outputs
 
-    def _snapshot_if_due(self, durable: Durable) -> Manifest | None:
+    def _settle(self, durable: Durable) -> Manifest | None:
         final = self._final is not Final.NO
-        due = time.monotonic() >= self._snapshot_due or final
-        full = self._inputs_bytes >= self.config.inputs_bytes
-        if not due and not full:
+        if self._cut is not None:
+            if not (self._cut.entries.done() or final or self._full):
+                return None
+            manifest = self._commit(durable, needed=self._full)
+            if not (final or self._full):
+                return manifest
+        due = time.monotonic() >= self._snapshot_due or (
+            2 * self._inputs_bytes >= self.config.inputs_bytes and not self._failed
+        )
+        if not (due or final or self._full):
             return None
+        self._begin()
+        return self._commit(durable, needed=True) if final or self._full else None
+
+    @property
+    def _full(self) -> bool:
+        return self._inputs_bytes >= self.config.inputs_bytes
+
+    def _begin(self) -> None:
+        """Take what changed, as it is now, and have it written."""
+        assert self.step is not None
+        # Drawn anew: an attempt that has been replaced may still be writing what Beam state calls the same version.
+        token = secrets.token_hex(8)
+        version = self.version.applied
+        entries = self._writer.submit(self.files.write_segment, f"{version:012d}-{token}", self.step.increment())
+        step = self.step
+        self._cut = _Cut(version, token, dict(self.positions), step.newest_event_ms, step.publishable, entries, [])
+
+    def _commit(self, durable: Durable, needed: bool) -> Manifest | None:
+        """Write the manifest of the state that was begun; None if either could not be written and is not `needed` now."""
+        assert self._cut is not None
+        cut, self._cut = self._cut, None
+        self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
         try:
-            manifest = self._write(self.version)
+            manifest = self._write_manifest(cut)
         except OSError as error:
+            self._failed = True
             self.counts.snapshot_failures += 1
-            if full or final:
+            if needed:
                 raise StateError(
                     f"{self.files.directory}: {error.strerror}; free space and start again: nothing is lost"
                 ) from error
             log.error("snapshot failed", extra={"shard": self.files.shard, "reason": str(error)})
-            self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
             return None
-        durable.rebase(self.version, manifest.name)
-        self._inputs_bytes = 0
-        self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
-        if not final:  # nobody would name it any more, and the process would wait for it at its end
+        self._failed = False
+        durable.rebase(self.version, manifest.name, cut.later)
+        self._inputs_bytes = sum(map(len, cut.later))
+        if self._final is Final.NO:  # nobody would name it any more, and the process would wait for it at its end
             self._bases.start_if_due(manifest)
         self._collect(manifest)
         return manifest
 
-    def _write(self, version: Version) -> Manifest:
+    def _write_manifest(self, cut: _Cut) -> Manifest:
         assert self.step is not None
-        # Drawn anew: an attempt that has been replaced may still be writing what Beam state calls the same version.
-        token = secrets.token_hex(8)
-        stem = f"{version.applied:012d}-{token}"
-        entries = self.files.write_segment(stem, self.step.increment())
+        entries = cut.entries.result()
         if self._final is not Final.NO:
             self._bases.wait()  # as the process would at its end
         before = self._bases.merged(self._manifest.segments) if self._manifest else ()
         self.counts.merge_failures = self._bases.failures
         manifest = Manifest(
             shard=self.files.shard,
-            version=version.applied,
-            token=token,
+            version=cut.version,
+            token=cut.token,
             fingerprint=self.step.fingerprint,
-            positions=dict(self.positions),
+            positions=cut.positions,
             segments=(*before, entries),
-            newest_event_ms=self.step.newest_event_ms,
+            newest_event_ms=cut.newest_event_ms,
             created_ms=int(time.time() * 1000),
+            publishable=cut.publishable,
         )
         self.files.write(manifest)
         self.step.committed()

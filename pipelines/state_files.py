@@ -50,6 +50,7 @@ class Manifest:
         segments: groups of files, oldest first: a base, then increments.
         newest_event_ms: newest event time in it.
         created_ms: wall clock, for retention only.
+        publishable: whether the model in it may be served.
     """
 
     shard: int
@@ -60,6 +61,7 @@ class Manifest:
     segments: tuple[tuple[FileEntry, ...], ...]
     newest_event_ms: int
     created_ms: int
+    publishable: bool = True
 
     @property
     def name(self) -> str:

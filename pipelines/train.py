@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -40,9 +40,10 @@ with quiet_imports():
     from .learn import JoinAndLearn
     from .options import LOCAL_RUNNER, TrainConfig, TrainOptions
     from .outputs import DEAD_LETTERS, DELTAS, METRICS, PREDICTIONS, SNAPSHOTS, Metrics, Outputs, SnapshotRef
-    from .shard import Shard, Version, forget, shard_of
+    from .shard import Shard, forget, shard_of
     from .source import LogsSource
     from .state_files import Lease, StateFiles
+    from .step import Version
     from .watch import ProgressDisplay
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ STATEFUL = (source, sinks, failures)
 
 
 class BeamState:
-    """A shard's durable part in Beam state cells; a :class:`pipelines.shard.Durable`."""
+    """A shard's durable part in Beam state cells; a :class:`pipelines.step.Durable`."""
 
     def __init__(self, version: Any, base: Any, inputs: Any) -> None:
         self._version, self._base, self._inputs = version, base, inputs
@@ -75,8 +76,10 @@ class BeamState:
         self._inputs.add(payload)
         self._version.write(f"{version.applied}:{version.token}")
 
-    def rebase(self, version: Version, base: str) -> None:
+    def rebase(self, version: Version, base: str, later: Sequence[bytes]) -> None:
         self._inputs.clear()
+        for payload in later:
+            self._inputs.add(payload)
         self._base.write(base)
         self._version.write(f"{version.applied}:{version.token}")
 
@@ -115,7 +118,7 @@ class JoinAndLearnFn(beam.DoFn):
         # The outputs are in their sinks: from here on they need not be put out again.
         with noted():
             manifest = shard.settle(state)
-        if manifest is not None and outputs.publishable:
+        if manifest is not None and manifest.publishable:
             yield beam.pvalue.TaggedOutput(SNAPSHOTS, SnapshotRef(self._config.state_dir, number, manifest.name))
 
     def _tagged(self, outputs: Outputs, shard: int, applied: int) -> Iterator[beam.pvalue.TaggedOutput]:

@@ -17,6 +17,7 @@ class Tally:
     fingerprint = 7
     readable_fingerprints = frozenset({7})
     newest_event_ms = 0
+    publishable = True
 
     def __init__(self):
         self.times = {}
@@ -77,8 +78,8 @@ class Cells:
         self._version = version
         self._inputs.append(payload)
 
-    def rebase(self, version, base):
-        self._version, self._base, self._inputs = version, base, []
+    def rebase(self, version, base, later):
+        self._version, self._base, self._inputs = version, base, list(later)
 
 
 def batch(first, last, final=Final.NO):
@@ -96,4 +97,11 @@ def shard(folder, **config):
 def process(one, cells, payload):
     """One batch as the pipeline has it applied: its outputs, then the manifest if one was due."""
     outputs = one.process(cells, payload)
-    return outputs, one.settle(cells)
+    return outputs, settle(one, cells)
+
+
+def settle(one, cells):
+    """The manifest if one was due, once it has been written."""
+    manifest = one.settle(cells)
+    one.wait()
+    return manifest or one.settle(cells)

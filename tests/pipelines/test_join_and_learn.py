@@ -261,12 +261,12 @@ def test_a_sick_model_stops_publishing_not_learning_and_publishes_again_when_wel
     spoilt = int(batches[0].ids(CONFIG.width)[0][CONFIG.user_width])
     step = JoinAndLearn(CONFIG, learn)
     step.load(poisoned(merge([well.increment()]), spoilt, value))
-    published, examples, outputs = step.trainer.version, [], []
+    published, examples, outputs, healthy = step.trainer.version, [], [], []
     with caplog.at_level(logging.INFO, "pipelines.progress"):
         for batch in batches[first:]:
             outputs.append(step.apply(batch))
             examples.append(step.progress.examples)
-    healthy = [each.publishable for each in outputs]
+            healthy.append(step.publishable)
     sick = range(healthy.index(False), len(healthy) - healthy[::-1].index(False))
     assert len(sick) > 10
     assert not any(healthy[i] for i in sick)

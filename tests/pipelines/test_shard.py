@@ -1,13 +1,16 @@
 """The event-sourced shard: exactly once, whatever fails between any two writes."""
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tally import LOG, Cells, Tally, batch, process, shard
+from tally import LOG, Cells, Tally, batch, process, settle, shard
 
 from pipelines.batches import EventBatch, Final
-from pipelines.shard import LogGapError, Version
+from pipelines.shard import LogGapError
 from pipelines.state_files import Lease, StateError, StateFiles
+from pipelines.step import Version
 
 
 def test_a_run_without_faults_restores_nothing(tmp_path):
@@ -85,8 +88,8 @@ def test_an_attempt_that_was_overtaken_writes_no_manifest(tmp_path):
     one.process(cells, batch(0, 10))
     other = Cells()
     one.process(other, batch(0, 10))
-    assert one.settle(cells) is None
-    assert one.settle(other).positions[LOG].offset == 10
+    assert settle(one, cells) is None
+    assert settle(one, other).positions[LOG].offset == 10
 
 
 def test_an_unreadable_manifest_that_was_replaced_does_no_harm(tmp_path):
@@ -171,3 +174,51 @@ def test_any_sequence_of_faults_applies_each_record_once_and_in_order(tmp_path, 
     plain.apply(EventBatch.decode(batch(0, at)))
     assert one.step.times == plain.times
     assert one.step.digest == plain.digest
+
+
+def test_batches_are_applied_while_state_is_written_and_kept_until_it_is(tmp_path, monkeypatch):
+    one, cells = shard(tmp_path, snapshot_interval_s=0.0), Cells()
+    write, go = one.files.write_segment, threading.Event()
+
+    def slow(stem, increment):
+        go.wait()
+        return write(stem, increment)
+
+    monkeypatch.setattr(one.files, "write_segment", slow)
+    for first in range(0, 30, 10):
+        one.process(cells, batch(first, first + 10))
+        assert one.settle(cells) is None
+        cells.commit()
+    assert len(cells.inputs()) == 3
+    assert not StateFiles(tmp_path, 0).positions()
+    go.set()
+    one.wait()
+    manifest = one.settle(cells)
+    cells.commit()
+    assert manifest.positions[LOG].offset == 10  # as it was when the writing began
+    assert cells.inputs() == [batch(10, 20), batch(20, 30)]
+    again = shard(tmp_path)  # a new worker process, the same Beam state
+    process(again, cells, batch(30, 40))
+    assert again.counts.reapplied == 2
+    assert again.step.times == dict.fromkeys(range(40), 1)
+
+
+def test_a_full_state_waits_for_what_is_being_written(tmp_path, monkeypatch):
+    one, cells = shard(tmp_path, inputs_bytes=2 * len(batch(0, 10))), Cells()
+    write, go = one.files.write_segment, threading.Event()
+
+    def slow(stem, increment):
+        go.wait()
+        return write(stem, increment)
+
+    monkeypatch.setattr(one.files, "write_segment", slow)
+    one.process(cells, batch(0, 10))
+    assert one.settle(cells) is None  # half of it is full: it is being written
+    one.process(cells, batch(10, 20))
+    with ThreadPoolExecutor(1) as pool:
+        settled = pool.submit(one.settle, cells)
+        with pytest.raises(TimeoutError):
+            settled.result(timeout=0.05)
+        go.set()
+        assert settled.result().positions[LOG].offset == 10
+    assert cells.inputs() == [batch(10, 20)]

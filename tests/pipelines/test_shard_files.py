@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from tally import LOG, Cells, batch, process, shard
+from tally import LOG, Cells, batch, process, settle, shard
 
 from model.snapshot import Increment, verify
 from pipelines.bases import Bases
@@ -61,7 +61,7 @@ def test_a_snapshot_that_is_refused_costs_no_example_and_leaves_nothing(tmp_path
     one.process(cells, batch(10, 20))
     # The second of its two files cannot be written.
     obstacles = refuse(monkeypatch, one.files, "digest.whole.arrow", base=False)
-    assert one.settle(cells) is None
+    assert settle(one, cells) is None
     assert one.counts.snapshot_failures == 1
     (path,) = obstacles
     stem = path.name.removesuffix("-digest.whole.arrow")
@@ -86,7 +86,7 @@ def test_a_merge_that_fails_costs_no_snapshot_and_comes_again(tmp_path, caplog, 
             harmed.append(one.files.directory / one._manifest.segments[0][0].name)
             kept = harmed[0].read_bytes()
             harmed[0].unlink()
-        manifest = one.settle(cells)
+        manifest = settle(one, cells)
     one._bases.wait()
     process(one, cells, batch(at, at + 10))
     assert (one.counts.merge_failures, one.counts.snapshot_failures) == (1, 0)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from small_logs import CONFIG, batches_of, write_world
+from tally import settle
 
 from model.delta import Delta
 from pipelines import failures, sinks
@@ -233,7 +234,7 @@ class NoCells:
     def append(self, version, payload):
         self._version = version
 
-    def rebase(self, version, base):
+    def rebase(self, version, base, later):
         self._version = version
 
 
@@ -247,7 +248,7 @@ def snapshots(tmp_path_factory):
     refs = []
     for batch in batches_of(root / "logs", batch_rows=80)[:3]:
         one.process(cells, batch.encode())
-        manifest = one.settle(cells)
+        manifest = settle(one, cells)
         refs.append(SnapshotRef(str(root / "state"), 0, manifest.name))
     return refs
 
