@@ -45,6 +45,7 @@ bench: setup ## run every benchmark; KUAIRAND_DIR=FOLDER: where KuaiRand-Pure wa
 	$(BIN)/python -m bench.step
 	$(BIN)/python -m bench.pipeline
 	$(BIN)/python -m bench.kuairand
+	$(BIN)/python -m bench.collisions
 	$(BIN)/python -m bench.table
 
 bench-peers: setup .venv-peers/.installed ## the table beside TFRA and TensorFlow's tables, in an environment of their own
