@@ -200,10 +200,16 @@ def locate(tags, words, rows, stash, keys, meta, key):  # type: ignore[no-untype
     cell = _cell_in(tags, words, rows, keys, _bucket(h, meta[BUCKETS], meta[LEVEL]), tag, key)
     if cell < 0:
         cell = _cell_in(tags, words, rows, keys, _bucket(h >> _SECOND, meta[BUCKETS], meta[LEVEL]), tag, key)
-    if cell < 0:
-        for i in range(meta[STASHED]):
-            if keys[stash[i], 0] == key:
-                cell = rows.size + i
+    return cell if cell >= 0 else _stashed(rows, stash, keys, meta, key)
+
+
+@njit(inline="always")
+def _stashed(rows, stash, keys, meta, key):  # type: ignore[no-untyped-def]
+    """Number of cells + a key's place in the stash, or -1."""
+    cell = np.int64(-1)
+    for i in range(meta[STASHED]):
+        if keys[stash[i], 0] == key:
+            cell = rows.size + i
     return cell
 
 
@@ -240,22 +246,21 @@ def find_row(index: IndexArrays, key: int) -> np.int64:
     return np.int64(rows[cell] if cell < rows.size else stash[cell - rows.size])
 
 
-@njit(nogil=True, cache=True)
-def remove_key(index: IndexArrays, key: int) -> np.int64:
+@njit(inline="always")
+def remove_key(tags, words, rows, stash, keys, meta, key):  # type: ignore[no-untyped-def]
     """Removes a key; returns the row it had, or -1."""
-    tags, words, rows, stash, keys, meta = index
+    row = np.int64(NO_ROW)
     cell = locate(tags, words, rows, stash, keys, meta, key)
-    if cell < 0:
-        return np.int64(NO_ROW)
-    if cell < rows.size:
-        row = np.int64(rows[cell])
-        tags[cell] = 0
-    else:
-        row = np.int64(stash[cell - rows.size])
-        meta[STASHED] -= 1
-        stash[cell - rows.size] = stash[meta[STASHED]]
-    keys[row, 0] = 0
-    meta[SIZE] -= 1
+    if cell >= 0:
+        if cell < rows.size:
+            row = np.int64(rows[cell])
+            tags[cell] = 0
+        else:
+            row = np.int64(stash[cell - rows.size])
+            meta[STASHED] -= 1
+            stash[cell - rows.size] = stash[meta[STASHED]]
+        keys[row, 0] = 0
+        meta[SIZE] -= 1
     return row
 
 
@@ -272,7 +277,7 @@ def prefetch_key(words, rows, meta, key):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def find_block(index, words, rows, row_keys, meta, keys, start, n, cells, matches, found):  # type: ignore[no-untyped-def]
+def find_block(index, words, rows, stash, row_keys, meta, keys, start, n, cells, matches, found):  # type: ignore[no-untyped-def]
     """Rows of `n` keys from `start` on into `found`; -1 where there is none. `cells` and `matches` are scratch.
 
     A pipeline, hash to tags to row to key: each stage asks for the memory that the next will need, and the next comes to it
@@ -299,26 +304,28 @@ def find_block(index, words, rows, row_keys, meta, keys, start, n, cells, matche
             prefetch_item(rows, cells[i])
         i -= AHEAD
         if 0 <= i < n:
-            found[start + i] = rows[cells[i]]
-            prefetch(row_keys, found[start + i], 0)  # what a record starts with may lie across two lines
-            prefetch(row_keys, found[start + i], 2)
+            row = rows[cells[i]] if matches[i] != np.uint64(0) else np.int32(0)
+            found[start + i] = row
+            prefetch(row_keys, row, 0)  # what a record starts with may lie across two lines
+            prefetch(row_keys, row, 2)
         i -= AHEAD
         if i >= 0:
-            if matches[i] == np.uint64(0) and meta[STASHED] == 0:
-                found[start + i] = NO_ROW
-            elif matches[i] == np.uint64(0) or row_keys[found[start + i], 0] != keys[start + i]:
+            if matches[i] == np.uint64(0):
+                cell = _stashed(rows, stash, row_keys, meta, keys[start + i])
+                found[start + i] = stash[cell - rows.size] if cell >= 0 else NO_ROW
+            elif row_keys[found[start + i], 0] != keys[start + i]:
                 found[start + i] = find_row(index, keys[start + i])
 
 
 @njit(nogil=True, cache=True)
 def find_rows(index: IndexArrays, keys: NDArray[np.int64], found: NDArray[np.int32]) -> None:
     """Rows of keys into `found`; -1 where there is none."""
-    words, rows, row_keys, meta = index.words, index.rows, index.keys, index.meta
+    words, rows, stash, row_keys, meta = index.words, index.rows, index.stash, index.keys, index.meta
     cells = np.empty(BLOCK, np.int64)
     matches = np.empty(BLOCK, np.uint64)
     for start in range(0, keys.size, BLOCK):
         n = min(BLOCK, keys.size - start)
-        find_block(index, words, rows, row_keys, meta, keys, start, n, cells, matches, found)
+        find_block(index, words, rows, stash, row_keys, meta, keys, start, n, cells, matches, found)
 
 
 @njit(nogil=True, cache=True)
@@ -352,8 +359,9 @@ def put_rows(index: IndexArrays, new_keys: NDArray[np.int64], new_rows: NDArray[
 @njit(nogil=True, cache=True)
 def remove_keys(index: IndexArrays, keys: NDArray[np.int64], removed: NDArray[np.int32]) -> None:
     """Removes keys; the rows they had into `removed`, -1 where there was none."""
+    tags, words, rows, stash, row_keys, meta = index
     for i in range(keys.size):
-        removed[i] = remove_key(index, keys[i])
+        removed[i] = remove_key(tags, words, rows, stash, row_keys, meta, keys[i])
 
 
 @njit(nogil=True, cache=True)

@@ -16,7 +16,7 @@ from .prefetch import AHEAD
 from .slot_arrays import SlotArrays
 
 OLDEST_PART = 0.1  # of all rows: they leave first where memory is short
-_SAMPLE = 1024  # rows by which the age of the oldest part is told, to a percent or so
+_SAMPLE = 256  # rows by which the age of the oldest part is told, to two percent or so
 _UINT32 = np.int64(0xFFFFFFFF)
 
 
@@ -27,9 +27,9 @@ def outlived(seen, slot, ttl_s, min_rows, slot_rows, now_s):  # type: ignore[no-
 
 
 @njit(inline="always")
-def let_go(index, free, meta, slot_rows, key, slot):  # type: ignore[no-untyped-def]
+def let_go(tags, words, index_rows, stash, keys, index_meta, free, meta, slot_rows, key, slot):  # type: ignore[no-untyped-def]
     """Takes a key out of the index and frees its row."""
-    free_row(free, meta, remove_key(index, key))
+    free_row(free, meta, remove_key(tags, words, index_rows, stash, keys, index_meta, key))
     slot_rows[slot] -= 1
 
 
@@ -50,6 +50,7 @@ def expire_rows(
         Where the hand stands, and how many keys were put into `removed`.
     """
     first = np.int64(1 + slot_rows.size)  # behind row 0 and the default rows
+    tags, words, index_rows, stash, keys, index_meta = index
     _, ints, longs, free, meta = arena
     end = meta[NEXT]
     of_number, ttl_s, min_rows = slots.of_number, slots.ttl_s, slots.min_rows
@@ -61,7 +62,7 @@ def expire_rows(
         if key != 0:
             slot = of_number[key >> SLOT_SHIFT]
             if outlived(ints[row, SEEN], slot, ttl_s, min_rows, slot_rows, now_s):
-                let_go(index, free, meta, slot_rows, key, slot)
+                let_go(tags, words, index_rows, stash, keys, index_meta, free, meta, slot_rows, key, slot)
                 removed[gone] = key
                 gone += 1
     return hand, gone
@@ -87,9 +88,9 @@ def evict_rows(
         Where the hand stands, and how many keys were put into `removed`.
     """
     first = np.int64(1 + slot_rows.size)
+    tags, words, index_rows, stash, keys, index_meta = index
     _, ints, longs, free, meta = arena
     end = meta[NEXT]
-    words, index_rows, index_meta = index.words, index.rows, index.meta
     gone = 0
     for _ in range(min(budget, end - first)):
         if gone == removed.size:
@@ -100,7 +101,8 @@ def evict_rows(
             prefetch_key(words, index_rows, index_meta, longs[row + AHEAD, KEY])
         key = longs[row, KEY]
         if key != 0 and ints[row, TOUCHED] != version and (np.int64(ints[row, SEEN]) & _UINT32) <= seen_s:
-            let_go(index, free, meta, slot_rows, key, slots.of_number[key >> SLOT_SHIFT])
+            slot = slots.of_number[key >> SLOT_SHIFT]
+            let_go(tags, words, index_rows, stash, keys, index_meta, free, meta, slot_rows, key, slot)
             removed[gone] = key
             gone += 1
     return hand, gone

@@ -45,13 +45,13 @@ def see_ids(
 ) -> None:
     """Finds the rows of distinct ids int64[U] and notes that they were seen; `fresh` bool[U] says which of them this version
     touches first. It writes to the rows found alone, so that several threads may share a batch."""
-    words, index_rows, index_keys, meta = index.words, index.rows, index.keys, index.meta
+    words, index_rows, stash, index_keys, meta = index.words, index.rows, index.stash, index.keys, index.meta
     of_number, ttl_s, min_rows = slots.of_number, slots.ttl_s, slots.min_rows
     cells = np.empty(BLOCK, np.int64)
     matches = np.empty(BLOCK, np.uint64)
     for start in range(0, unique.size, BLOCK):
         n = min(BLOCK, unique.size - start)
-        find_block(index, words, index_rows, index_keys, meta, unique, start, n, cells, matches, rows)
+        find_block(index, words, index_rows, stash, index_keys, meta, unique, start, n, cells, matches, rows)
         for i in range(start, start + n):
             fresh[i] = False
             if rows[i] < 0:
@@ -108,7 +108,7 @@ def admit_ids(
         progress: `progress[COUNTED]` sums the occurrences that the sketch took in, `progress[REFUSED]` counts ids that passed
             where there was no row for them. Before the end of `unique` the kernel stops only where it wants something.
     """
-    tags, words, index_rows, stash, _, meta = index
+    tags, words, index_rows, stash, keys, meta = index
     _, ints, longs, free, arena_meta = arena
     of_number, ttl_s, min_rows = slots.of_number, slots.ttl_s, slots.min_rows
     admission, missed = slots.admission, slots.missed
@@ -128,7 +128,7 @@ def admit_ids(
         if row == _OUTLIVED:
             row = find_row(index, key)
             if outlived(ints[row, SEEN], slot, ttl_s, min_rows, slot_rows, now_s):
-                let_go(index, free, arena_meta, slot_rows, key, slot)
+                let_go(tags, words, index_rows, stash, keys, meta, free, arena_meta, slot_rows, key, slot)
                 removed[progress[REMOVED]] = key
                 progress[REMOVED] += 1
                 row = np.int64(NO_ROW)

@@ -48,12 +48,12 @@ def find_ids(
     Returns:
         Where a slot is not configured, or -1.
     """
-    words, index_rows, index_keys, meta = index.words, index.rows, index.keys, index.meta
+    words, index_rows, stash, index_keys, meta = index.words, index.rows, index.stash, index.keys, index.meta
     cells = np.empty(BLOCK, np.int64)
     matches = np.empty(BLOCK, np.uint64)
     for start in range(0, ids.size, BLOCK):
         n = min(BLOCK, ids.size - start)
-        find_block(index, words, index_rows, index_keys, meta, ids, start, n, cells, matches, rows)
+        find_block(index, words, index_rows, stash, index_keys, meta, ids, start, n, cells, matches, rows)
         unknown = _resolve(ints, slots, slot_rows, now_s, ids, start, n, rows)
         if unknown >= 0:
             return unknown
@@ -78,7 +78,7 @@ def lookup_ids(
     Returns:
         Where, among the N * W ids, a slot is not configured, or -1.
     """
-    words, index_rows, index_keys, meta = index.words, index.rows, index.keys, index.meta
+    words, index_rows, stash, index_keys, meta = index.words, index.rows, index.stash, index.keys, index.meta
     width = ids.shape[1]
     flat = ids.reshape(-1)
     block = examples_of(width)
@@ -88,7 +88,7 @@ def lookup_ids(
     for at in range(0, ids.shape[0], block):
         n = min(block, ids.shape[0] - at)
         part = flat[at * width : (at + n) * width]
-        find_block(index, words, index_rows, index_keys, meta, part, 0, n * width, cells, matches, rows)
+        find_block(index, words, index_rows, stash, index_keys, meta, part, 0, n * width, cells, matches, rows)
         unknown = _resolve(ints, slots, slot_rows, now_s, part, 0, n * width, rows)
         if unknown >= 0:
             return at * width + unknown

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench import table, table_life
-from bench.table_peers import draw
+from bench.table_peers import draw, ids_of
 from schemas.process import UserError
 
 
@@ -28,11 +28,14 @@ def test_the_life_that_is_timed_grows_expires_and_is_copied():
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "zipf"])
-def test_drawn_ids_are_keys(distribution):
-    ids = draw(np.random.default_rng(0), distribution, 1000, 20_000)
-    assert ids.min() >= 1 and ids.max() <= 1000
-    often = np.bincount(ids).max() / ids.size
+def test_drawn_ids_are_keys_of_users_and_items_in_turn(distribution):
+    numbers = draw(np.random.default_rng(0), distribution, 1000, 20_000)
+    assert numbers.min() >= 0 and numbers.max() < 1000
+    often = np.bincount(numbers).max() / numbers.size
     assert (often > 0.05) == (distribution == "zipf")
+    slots, values = np.divmod(ids_of(numbers), 1 << 48)
+    assert slots.tolist() == [1, 2] * 10_000
+    assert (values == numbers + 1).all()
 
 
 def test_an_unknown_part_is_named():
