@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo lock test check format bench bench-peers clean
+.PHONY: help setup demo lock test soak check format bench bench-peers clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ lock: setup ## resolve requirements.in into requirements.txt
 
 test: setup ## run the tests, in two processes
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+
+soak: setup ## ten million mixed operations on the embedding table, against plain NumPy
+	$(BIN)/python -m tests.model.soak_table
 
 check: setup ## lint, format check, types
 	$(BIN)/ruff check .

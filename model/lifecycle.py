@@ -127,7 +127,9 @@ def admit_ids(
         slot = of_number[key >> SLOT_SHIFT]
         if row == _OUTLIVED:
             row = find_row(index, key)
-            if outlived(ints[row, SEEN], slot, ttl_s, min_rows, slot_rows, now_s):
+            if row == NO_ROW:  # it was evicted while memory for ids before it was sought
+                rows[i] = NO_ROW
+            elif outlived(ints[row, SEEN], slot, ttl_s, min_rows, slot_rows, now_s):
                 let_go(tags, words, index_rows, stash, keys, meta, free, arena_meta, slot_rows, key, slot)
                 removed[progress[REMOVED]] = key
                 progress[REMOVED] += 1

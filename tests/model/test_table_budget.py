@@ -57,6 +57,19 @@ def test_a_batch_keeps_its_own_rows_and_what_does_not_fit_is_refused():
     assert (rows[-7:] == table.find(np.array(videos(60_000, 60_001)))).all()  # the slot's default row
 
 
+def test_an_outlived_row_of_a_batch_may_be_evicted_by_that_batch():
+    table = EmbeddingTable(config_of(ttl_s=10), capacity=16, table_bytes=100_000)
+    room = table._arena.most - 3
+    fill(table, 1, room + 1, time_ms=1_000)
+    table.tick()
+    ids = [*videos(10_001, 10_001 + room // 2), *videos(1, 1 + room // 4)]
+    rows = put(table, ids, time_ms=60_000)
+    assert table.evicted > room // 2 - 64 and table.refused == 0
+    assert np.unique(rows).size == len(ids)
+    assert table.export(rows).keys.tolist() == ids
+    assert table.export(rows).counts.tolist() == [1] * len(ids)
+
+
 def test_evicted_rows_leave_tombstones_and_a_replay_is_the_same():
     tables = [EmbeddingTable(config_of(), capacity=16, table_bytes=60_000) for _ in range(2)]
     for table in tables:
