@@ -6,12 +6,13 @@
 
 import json
 import shutil
+import sys
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
-import sys
 
 import grpc
 
@@ -24,6 +25,21 @@ from deploy.service import Service
 _ASK_S = 2.0
 # No proxy stands between two processes of one machine, whatever the environment says.
 _HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class TaskManager(Server):
+    """A task manager; under a new id at each start, so that the job manager cannot take it for its former life.
+
+    Attributes:
+        resource_id: by which Flink knows it; empty before the first start.
+    """
+
+    resource_id: str = ""
+
+    def command_line(self) -> Sequence[str]:
+        """With a new id."""
+        self.resource_id = f"{self.log.stem}-{uuid.uuid4().hex[:8]}"
+        return [*self.command, f"-Dtaskmanager.resource-id={self.resource_id}"]
 
 
 class FlinkCluster(Service):
@@ -71,9 +87,9 @@ class FlinkCluster(Service):
         return self.servers[0]
 
     @property
-    def task_managers(self) -> list[Server]:
+    def task_managers(self) -> list["TaskManager"]:
         """Their processes."""
-        return self.servers[1:-2]
+        return [server for server in self.servers if isinstance(server, TaskManager)]
 
     @property
     def job_server(self) -> Server:
@@ -105,7 +121,7 @@ class FlinkCluster(Service):
 
         job_manager = Server("the job manager", commands.job_manager(logs / "job-manager.log"), logs / "job-manager.log", plugins)
         task_managers = [
-            Server(f"task manager {number}", commands.task_manager(log), log, plugins)
+            TaskManager(f"task manager {number}", commands.task_manager(log), log, plugins)
             for number in range(1, options.task_managers + 1)
             for log in [logs / f"task-manager-{number}.log"]
         ]
@@ -129,15 +145,16 @@ class FlinkCluster(Service):
 
     def wait_ready(self, deadline: float) -> None:
         """Wait until REST tells of all task managers, and job server and worker pool answer."""
-        wanted = self.options.task_managers
+        wanted = {each.resource_id for each in self.task_managers}
 
         def registered() -> bool:
             try:
-                return self.ask("/overview")["taskmanagers"] == wanted
+                return wanted <= {each["id"] for each in self.ask("/taskmanagers")["taskmanagers"]}
             except OSError:  # urllib's errors are of this kind
                 return False
 
-        wait_until(registered, [self.job_manager, *self.task_managers], deadline, f"tell of {wanted} task managers on {self.rest}")
+        servers = [self.job_manager, *self.task_managers]
+        wait_until(registered, servers, deadline, f"tell of {len(wanted)} task managers on {self.rest}")
         for server, address in ((self.job_server, self.job_endpoint), (self.pool, self.worker_pool)):
             wait_until(lambda at=address: speaks_grpc(at), [server], deadline, f"answer on {address}")
 

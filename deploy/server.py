@@ -107,7 +107,7 @@ class Server:
             self._begun_at = log.tell()
             try:
                 self._process = subprocess.Popen(
-                    self.command,
+                    self.command_line(),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -117,6 +117,10 @@ class Server:
                 )
             except OSError as error:
                 raise UserError(f"cannot start {self.name}: {self.command[0]}: {error.strerror}") from error
+
+    def command_line(self) -> Sequence[str]:
+        """Program and arguments of the next start."""
+        return self.command
 
     @property
     def pid(self) -> int:
