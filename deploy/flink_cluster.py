@@ -1,7 +1,7 @@
 """A Flink session cluster on this machine, with what Beam needs beside it: a job server and a pool of Python workers.
 
-    with FlinkCluster(folder, FlinkOptions(rest_port=0, task_managers=2)) as cluster:
-        [*cluster.pipeline_options, "--streaming"]
+with FlinkCluster(folder, FlinkOptions(rest_port=0, task_managers=2)) as cluster:
+    [*cluster.pipeline_options, "--streaming"]
 """
 
 import json
@@ -11,13 +11,13 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import grpc
-
 from deploy import install
 from deploy.flink_config import FlinkCommands, FlinkOptions, cluster_config, yaml
+from deploy.grpc_health import speaks_grpc
 from deploy.ports import Ports
 from deploy.server import Server, wait_until
 from deploy.service import Service
@@ -58,12 +58,12 @@ class FlinkCluster(Service):
     def __init__(
         self,
         folder: Path,
-        options: FlinkOptions = FlinkOptions(),  # noqa: B008 (frozen)
+        options: FlinkOptions | None = None,
         host: str = "127.0.0.1",
         timeout_s: float = 120.0,
     ) -> None:
         super().__init__(folder, host, timeout_s)
-        self.options = options
+        self.options = options or FlinkOptions()
         self.rest = self.job_endpoint = self.artifact_endpoint = self.worker_pool = ""
 
     @property
@@ -119,7 +119,9 @@ class FlinkCluster(Service):
         commands = FlinkCommands(java, flink, home)
         plugins = {"FLINK_PLUGINS_DIR": str(flink / "plugins"), "FLINK_CONF_DIR": str(home / "conf")}
 
-        job_manager = Server("the job manager", commands.job_manager(logs / "job-manager.log"), logs / "job-manager.log", plugins)
+        job_manager = Server(
+            "the job manager", commands.job_manager(logs / "job-manager.log"), logs / "job-manager.log", plugins
+        )
         task_managers = [
             TaskManager(f"task manager {number}", commands.task_manager(log), log, plugins)
             for number in range(1, options.task_managers + 1)
@@ -156,7 +158,7 @@ class FlinkCluster(Service):
         servers = [self.job_manager, *self.task_managers]
         wait_until(registered, servers, deadline, f"tell of {len(wanted)} task managers on {self.rest}")
         for server, address in ((self.job_server, self.job_endpoint), (self.pool, self.worker_pool)):
-            wait_until(lambda at=address: speaks_grpc(at), [server], deadline, f"answer on {address}")
+            wait_until(partial(speaks_grpc, address), [server], deadline, f"answer on {address}")
 
     def ask(self, path: str) -> dict[str, Any]:
         """Answer of the cluster's REST interface to GET.
@@ -170,13 +172,3 @@ class FlinkCluster(Service):
         with _HTTP.open(f"http://{self.rest}{path}", timeout=_ASK_S) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
-
-
-def speaks_grpc(address: str) -> bool:
-    """Whether a gRPC server answers at HOST:PORT."""
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=_ASK_S)
-        except grpc.FutureTimeoutError:
-            return False
-    return True

@@ -102,7 +102,19 @@ def _package(pom: Path, setting: str) -> None:
 
 def _install(pins: Path, folder: Path) -> None:
     # Without what it depends on, which is nothing that a JVM reads.
-    command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", folder, "-r", pins]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "uv",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        folder,
+        "-r",
+        pins,
+    ]
     _run(command, f"uv pip install -r {pins}")
 
 

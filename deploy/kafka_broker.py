@@ -1,7 +1,7 @@
 """A Kafka broker on this machine, one process that is its own controller (KRaft).
 
-    with KafkaBroker(folder, KafkaOptions(port=0)) as broker:
-        AdminClient({"bootstrap.servers": broker.bootstrap})
+with KafkaBroker(folder, KafkaOptions(port=0)) as broker:
+    AdminClient({"bootstrap.servers": broker.bootstrap})
 """
 
 import logging
@@ -54,12 +54,12 @@ class KafkaBroker(Service):
     def __init__(
         self,
         folder: Path,
-        options: KafkaOptions = KafkaOptions(),  # noqa: B008 (frozen)
+        options: KafkaOptions | None = None,
         host: str = "127.0.0.1",
         timeout_s: float = 120.0,
     ) -> None:
         super().__init__(folder, host, timeout_s)
-        self.options = options
+        self.options = options or KafkaOptions()
         self.bootstrap = ""
 
     @property

@@ -1,5 +1,6 @@
 """A server as a process of its own: started apart from its starter, watched, and ended with all that it has started."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -66,10 +67,8 @@ def _gone(token: str, seconds: float) -> bool:
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 @dataclass
@@ -140,10 +139,8 @@ class Server:
     def wait(self, seconds: float) -> None:
         """Wait until it ends, or so long."""
         if self._process is not None:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                pass
 
     def ending(self) -> str:
         """Where its log is, and the last lines that it wrote there since it was started."""
@@ -189,5 +186,7 @@ def wait_until(ready: Callable[[], bool], servers: Sequence[Server], deadline: f
         for server in servers:
             server.check()
         if time.monotonic() > deadline:
-            raise UserError(f"{servers[0].name} does not {what} after {time.monotonic() - started:.0f} s: {servers[0].ending()}")
+            raise UserError(
+                f"{servers[0].name} does not {what} after {time.monotonic() - started:.0f} s: {servers[0].ending()}"
+            )
         servers[0].wait(_LOOK_S)

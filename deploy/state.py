@@ -6,6 +6,7 @@ What needs a server that `python -m deploy.up` started asks here::
     ["--job_endpoint", endpoints["job_endpoint"], "--environment_config", endpoints["worker_pool"]]
 """
 
+import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from schemas.process import UserError
 
 #: Where `python -m deploy.up` keeps its servers, from the repository's folder.
 SERVERS = Path("out/servers")
+#: All services, in the order of their start.
+SERVICES = ("kafka", "flink", "serving")
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,19 @@ def running(folder: Path, service: str) -> ServiceState:
         raise UserError(f"{service} does not run in {folder}: python -m deploy.up --only {service} starts it")
     if gone:
         names = ", ".join(server.name for server in gone)
-        raise UserError(f"{service} in {folder} lacks {names}, see {gone[0].log}: python -m deploy.down --only {service}, then up again")
+        remedy = f"python -m deploy.down --only {service}, then up again"
+        raise UserError(f"{service} in {folder} lacks {names}, see {gone[0].log}: {remedy}")
     if not state.ready:
         raise UserError(f"{service} in {folder} is still starting: wait for python -m deploy.up")
     return state
+
+
+def chosen(names: str) -> list[str]:
+    """Services named in an option's value, with commas between them, in the order of their start; all if it is empty."""
+    found = {name.strip() for name in names.split(",") if name.strip()}
+    if unknown := sorted(found - set(SERVICES)):
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {','.join(SERVICES)}")
+    return [name for name in SERVICES if name in found or not found]
 
 
 def forget(folder: Path, service: str) -> None:

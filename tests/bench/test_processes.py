@@ -2,14 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 
 import pytest
 
-from bench.processes import NOTHING, Child, TrainLog, alone, memory_of, run, signals_interrupt, wait_for_line
+from bench.processes import NOTHING, Child, TrainLog, memory_of, run, wait_for_line
 from schemas.process import UserError
 
 
@@ -114,17 +113,3 @@ def test_progress_is_read_as_it_is_written(tmp_path):
     # Nothing in the two seconds before it to compare with.
     assert newest.examples_per_s == 0
     assert log.newest() == newest
-
-
-def test_a_folder_is_one_demos(tmp_path):
-    with alone(tmp_path), pytest.raises(UserError, match="another demo is at work"), alone(tmp_path):
-        pass
-    with alone(tmp_path):
-        pass
-
-
-def test_sigterm_interrupts_so_that_children_are_ended():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), signals_interrupt():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
