@@ -102,20 +102,8 @@ def _package(pom: Path, setting: str) -> None:
 
 def _install(pins: Path, folder: Path) -> None:
     # Without what it depends on, which is nothing that a JVM reads.
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "uv",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        folder,
-        "-r",
-        pins,
-    ]
-    _run(command, f"uv pip install -r {pins}")
+    uv: list[str | Path] = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps"]
+    _run([*uv, "--target", folder, "-r", pins], f"uv pip install -r {pins}")
 
 
 def _run(command: list[str | Path], name: str) -> None:

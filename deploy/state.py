@@ -97,7 +97,8 @@ def running(folder: Path, service: str) -> ServiceState:
         remedy = f"python -m deploy.down --only {service}, then up again"
         raise UserError(f"{service} in {folder} lacks {names}, see {gone[0].log}: {remedy}")
     if not state.ready:
-        raise UserError(f"{service} in {folder} is still starting: wait for python -m deploy.up")
+        remedy = f"wait for the python -m deploy.up that does it, or python -m deploy.down --only {service}"
+        raise UserError(f"{service} in {folder} is not wholly started: {remedy}")
     return state
 
 
