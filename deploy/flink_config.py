@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploy.tail import tail
 from schemas.process import UserError
 
 _LOG4J = Path(__file__).with_name("log4j2.properties")
@@ -125,6 +126,6 @@ class FlinkCommands:
         mark = "BASH_JAVA_UTILS_EXEC_RESULT:"
         found = [line.removeprefix(mark).split() for line in done.stdout.splitlines() if line.startswith(mark)]
         if len(found) != 2:
-            said = "\n  | ".join((done.stdout + done.stderr).splitlines()[-10:])
-            raise UserError(f"Flink cannot divide its memory by {self._home / 'conf' / 'config.yaml'}:\n  | {said}")
+            settings = self._home / "conf" / "config.yaml"
+            raise UserError(f"Flink cannot divide its memory by {settings}:{tail(done.stdout + done.stderr)}")
         return found[0], found[1]

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from deploy.tail import tail
 from schemas.process import CommandParser, UserError, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +25,6 @@ INSTALLED = ROOT / ".servers"
 
 #: Kafka 4's broker needs it, and Flink 1.19 takes it.
 JAVA_VERSION = 17
-_TAIL_LINES = 20
 
 
 def java() -> Path:
@@ -109,8 +109,7 @@ def _install(pins: Path, folder: Path) -> None:
 def _run(command: list[str | Path], name: str) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = (done.stdout + done.stderr).splitlines()[-_TAIL_LINES:]
-        raise UserError("\n  | ".join([f"{name} failed with status {done.returncode}:", *lines]))
+        raise UserError(f"{name} failed with status {done.returncode}:{tail(done.stdout + done.stderr)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from deploy import install
 from deploy.ports import Ports
 from deploy.server import Server, wait_until
 from deploy.service import Service
+from deploy.tail import tail
 from schemas.process import UserError
 
 _ASK_S = 1.0
@@ -162,5 +163,4 @@ def _format(tool: list[str], cluster: str, settings: Path) -> None:
         [*tool, "format", "-t", cluster, "-c", str(settings)], capture_output=True, text=True, check=False, timeout=60
     )
     if done.returncode:
-        said = "\n  | ".join((done.stdout + done.stderr).splitlines()[-10:])
-        raise UserError(f"Kafka cannot format its folder with {settings}:\n  | {said}")
+        raise UserError(f"Kafka cannot format its folder with {settings}:{tail(done.stdout + done.stderr)}")

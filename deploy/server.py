@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from deploy.tail import tail
 from schemas.process import UserError
 
 #: In the environment of a server and of all that it starts: the token of this server alone. A process id may be another
@@ -21,7 +22,6 @@ MARK = "FRESHET_SERVER"
 STOP_S = 30.0
 _KILLED_S = 10.0  # that the kernel may take to clear away what was killed
 _LOOK_S = 0.1
-_TAIL_LINES = 20
 
 
 def processes_of(token: str) -> list[psutil.Process]:
@@ -146,8 +146,7 @@ class Server:
         """Where its log is, and the last lines that it wrote there since it was started."""
         with self.log.open("rb") as file:
             file.seek(self._begun_at)
-            lines = file.read().decode(errors="replace").splitlines()
-        return "\n  | ".join([f"see {self.log}", *lines[-_TAIL_LINES:]])
+            return f"see {self.log}{tail(file.read().decode(errors='replace'))}"
 
     def members(self) -> list[psutil.Process]:
         """Its process and those that it has started."""
