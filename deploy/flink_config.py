@@ -84,8 +84,17 @@ def cluster_config(options: FlinkOptions, host: str, rest_port: int, rpc_port: i
 
 
 def yaml(settings: Mapping[str, str]) -> str:
-    """Settings as a config.yaml: names and values in quotes, which YAML reads as JSON does."""
-    return "".join(f"{json.dumps(name)}: {json.dumps(value)}\n" for name, value in settings.items())
+    """Settings as a config.yaml: names and values in quotes, and ASCII, whatever encoding a JVM takes it to be."""
+
+    def quoted(text: str) -> str:
+        # YAML's escapes are JSON's, but for what takes more than 16 bits.
+        found = json.dumps(text, ensure_ascii=False)
+        return "".join(
+            sign if sign.isascii() else f"\\u{ord(sign):04x}" if ord(sign) < 1 << 16 else f"\\U{ord(sign):08x}"
+            for sign in found
+        )
+
+    return "".join(f"{quoted(name)}: {quoted(value)}\n" for name, value in settings.items())
 
 
 class FlinkCommands:

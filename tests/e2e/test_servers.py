@@ -12,7 +12,6 @@ from pathlib import Path
 
 import apache_beam as beam
 import grpc
-import psutil
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
@@ -211,5 +210,4 @@ def test_up_and_down_as_a_person_types_them(tmp_path):
     assert (status, err) == (0, "")
     assert [line.split()[1:] for line in out.splitlines()] == [["stopped"], ["stopped"]]
     assert [processes_of(token) for token in tokens] == [[], []]
-    assert all(not psutil.pid_exists(server.pid) for server in serving.servers)
     assert command("deploy.down", tmp_path)[1].count("does not run") == 2
