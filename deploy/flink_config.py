@@ -87,12 +87,8 @@ def yaml(settings: Mapping[str, str]) -> str:
     """Settings as a config.yaml: names and values in quotes, and ASCII, whatever encoding a JVM takes it to be."""
 
     def quoted(text: str) -> str:
-        # YAML's escapes are JSON's, but for what takes more than 16 bits.
-        found = json.dumps(text, ensure_ascii=False)
-        return "".join(
-            sign if sign.isascii() else f"\\u{ord(sign):04x}" if ord(sign) < 1 << 16 else f"\\U{ord(sign):08x}"
-            for sign in found
-        )
+        signs = json.dumps(text, ensure_ascii=False)
+        return "".join(sign if sign.isascii() else f"\\U{ord(sign):08x}" for sign in signs)
 
     return "".join(f"{quoted(name)}: {quoted(value)}\n" for name, value in settings.items())
 

@@ -18,6 +18,9 @@ from apache_beam.portability.api import (
 )
 from google.protobuf import json_format, struct_pb2, text_format
 
+#: Beam's own program for a worker.
+COMMAND = [sys.executable, "-m", "apache_beam.runners.worker.sdk_worker_main"]
+
 _ASK_S = 30.0
 _STOP_S = 10.0
 _LOST_S = 10.0  # without a connection to a runner, after which it is taken to be gone
@@ -50,7 +53,7 @@ class Worker:
         self.staged = [name for name in map(_staged_name, info.dependencies) if name != _FOR_PEOPLE]
         self._control = request.control_endpoint.url
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "apache_beam.runners.worker.sdk_worker_main"],
+            COMMAND,
             stdin=subprocess.DEVNULL,
             env=os.environ | worker_environment(request, info),
         )

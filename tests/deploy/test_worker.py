@@ -1,7 +1,9 @@
 """Python workers of a Beam job: what they are told, and that they end with the runner they work for."""
 
 import queue
+import signal
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -66,13 +68,13 @@ class Runner(beam_provision_api_pb2_grpc.ProvisionServiceServicer, beam_fn_api_p
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
 
-    def GetProvisionInfo(self, request, context):
+    def GetProvisionInfo(self, request, context):  # noqa: N802 (gRPC)
         assert dict(context.invocation_metadata())["worker_id"]
         return beam_provision_api_pb2.GetProvisionInfoResponse(
             info=beam_provision_api_pb2.ProvisionInfo(pipeline_options=struct(OPTIONS))
         )
 
-    def Control(self, responses, context):
+    def Control(self, responses, context):  # noqa: N802 (gRPC)
         self.connected.put(dict(context.invocation_metadata())["worker_id"])
         self._ended.wait()
         return iter(())
@@ -117,8 +119,7 @@ def until_ended(pid, seconds=60):
         time.sleep(0.05)
 
 
-def test_workers_of_two_task_managers_are_told_apart_and_end_with_theirs(pool, monkeypatch):
-    monkeypatch.setattr(worker, "_LOST_S", 1.0)
+def test_workers_of_two_task_managers_are_told_apart_and_end_with_theirs(pool):
     runners, pids = [Runner(), Runner()], []
     try:
         for number, runner in enumerate(runners):
@@ -138,6 +139,25 @@ def test_workers_of_two_task_managers_are_told_apart_and_end_with_theirs(pool, m
     finally:
         for runner in runners:
             runner.end()
+
+
+def test_a_worker_that_does_not_notice_that_its_runner_is_gone_is_ended(pool, monkeypatch, caplog):
+    """As Beam's do not, when they are busy or have something to log."""
+    monkeypatch.setattr(worker, "_LOST_S", 1.0)
+    monkeypatch.setattr(worker, "COMMAND", [sys.executable, "-c", "import time; time.sleep(600)"])
+    caplog.set_level("INFO")
+    runner, before = Runner(), children()
+    try:
+        assert pool.StartWorker(runner.request("1-1"), Asking("ipv4:127.0.0.1:0")).error == ""
+        (pid,) = children() - before
+    finally:
+        runner.end()
+    until_ended(pid)
+    deadline = time.monotonic() + 30
+    while not (ended := [each for each in caplog.records if each.message == "worker ended"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (ended[0].pid, ended[0].status) == (pid, -signal.SIGTERM)
 
 
 def test_a_worker_whose_runner_does_not_answer_is_an_error(pool, monkeypatch):
