@@ -76,6 +76,10 @@ def cluster_config(options: FlinkOptions, host: str, rest_port: int, rpc_port: i
         "taskmanager.memory.process.size": f"{options.task_manager_mb}m",
         # Only RocksDB would use it; state on the heap, Flink's default, would lack it.
         "taskmanager.memory.managed.fraction": "0.1",
+        # Two that fail tell that the other was killed, in seconds; one that is silent has its usual 50 s (heartbeat.timeout).
+        "heartbeat.interval": "2000",
+        # A task manager that is up before its job manager tries again soon, not after 10 s.
+        "cluster.registration.error-delay": "200",
         "io.tmp.dirs": str(home / "tmp"),
         "state.checkpoints.dir": (home / "checkpoints").as_uri(),
         "state.savepoints.dir": (home / "savepoints").as_uri(),

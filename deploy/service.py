@@ -98,7 +98,10 @@ class Service(ABC):
         self._write(ready=True)
 
     def restart(self, server: Server) -> None:
-        """Start one of them again that has ended, with the same command and port, and wait until all answer."""
+        """Start one of them again that has ended, with the same ports, and wait until all answer.
+
+        Flink's task managers look for a job manager anew only after `heartbeat.timeout`, 50 s where it is not set.
+        """
         server.start()
         self._write(ready=False)
         self.await_ready()
