@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo lock test soak check format bench bench-peers clean
+.PHONY: help setup demo up down kafka-up kafka-down flink-up flink-down servers lock test soak check format bench bench-peers clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 12
@@ -24,6 +24,27 @@ $(VENV)/.installed: requirements.txt
 
 demo: setup ## learn online from a simulated world, serve, let a guest in; DATA=FOLDER: from KuaiRand-Pure or MovieLens (ROWS=N of it)
 	@$(BIN)/python -m bench.demo $(if $(DATA),--path "$(DATA)") $(if $(ROWS),--rows "$(ROWS)")
+
+up: setup ## start Kafka, Flink with what Beam needs, and the model server; ARGS="--task_managers 2": options of python -m deploy.up
+	@$(BIN)/python -m deploy.up $(ARGS)
+
+down: setup ## stop them
+	@$(BIN)/python -m deploy.down $(ARGS)
+
+kafka-up: setup ## start a Kafka broker; ARGS as above
+	@$(BIN)/python -m deploy.up --only kafka $(ARGS)
+
+kafka-down: setup ## stop it
+	@$(BIN)/python -m deploy.down --only kafka $(ARGS)
+
+flink-up: setup ## start a Flink cluster, Beam's job server and worker pool; ARGS as above
+	@$(BIN)/python -m deploy.up --only flink $(ARGS)
+
+flink-down: setup ## stop them
+	@$(BIN)/python -m deploy.down --only flink $(ARGS)
+
+servers: setup ## fetch what Kafka and Flink are made of, ahead of the first start
+	$(BIN)/python -m deploy.install
 
 lock: setup ## resolve requirements.in into requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --python-version 3.11 --no-header requirements.in -o requirements.txt
@@ -59,6 +80,7 @@ bench-peers: setup .venv-peers/.installed ## the table beside TFRA and TensorFlo
 	$(BIN)/python -m uv pip install --quiet --python .venv-peers/bin/python -r requirements-peers.txt
 	touch $@
 
-clean: ## remove the virtual environment, caches and out/
-	rm -rf $(VENV) .venv-peers out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## stop the servers; remove them, the virtual environment, caches and out/
+	if [ -d out/servers ]; then $(BIN)/python -m deploy.down; fi
+	rm -rf $(VENV) .venv-peers .servers out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

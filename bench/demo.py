@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.display import Bar, Display
-from bench.processes import NOTHING, Child, Learning, TrainLog, alone, signals_interrupt, wait_for_line
+from bench.processes import NOTHING, Child, Learning, TrainLog, wait_for_line
 from bench.stage import RECORDED, WARM_START, Stage, recorded, simulated
 from bench.story import Story
+from schemas import flags
 from schemas.log_files import LogWriter
-from schemas.process import CommandParser, UserError, run_main
+from schemas.process import CommandParser, UserError, alone, run_main, signals_interrupt
 from schemas.quiet import quiet_imports
-from serving import flags
 
 if TYPE_CHECKING:
     from bench.app import App
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}): give --out another folder") from error
     display = Display()
-    with signals_interrupt(), alone(out):
+    with signals_interrupt(), alone(out, "another demo", "give --out another folder"):
         stage = _stage(args)
         display.opening(stage.wording, round(stage.past_requests * stage.impressions_a_request))
         folder = Folder(out / "demo")

@@ -30,11 +30,11 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from bench.output import finish
-from bench.processes import run, signals_interrupt
+from bench.processes import run
+from schemas import flags
 from schemas.config import FeatureConfig, load_config
-from schemas.process import CommandParser, UserError, run_main
+from schemas.process import CommandParser, UserError, run_main, signals_interrupt
 from schemas.quiet import quiet_imports
-from serving import flags
 
 with quiet_imports():
     from pipelines.batches import Kind

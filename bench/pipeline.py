@@ -20,9 +20,9 @@ import numpy as np
 from rich.console import Console
 
 from bench.output import finish
-from bench.processes import Child, Usage, run, signals_interrupt
-from schemas.process import CommandParser, UserError, run_main
-from serving import flags
+from bench.processes import Child, Usage, run
+from schemas import flags
+from schemas.process import CommandParser, UserError, run_main, signals_interrupt
 
 _QUARTERS = 4
 _MB = 1 << 20

@@ -1,20 +1,16 @@
 """Freshet's commands as processes of their own: started, watched, and ended by their own id, whatever happens."""
 
-import contextlib
-import fcntl
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from schemas.process import UserError
@@ -213,23 +209,6 @@ class TrainLog:
         )
 
 
-@contextlib.contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the block as Ctrl-C does: by KeyboardInterrupt, so that children are ended too."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # One that is ignored, as nohup leaves it, stays so.
-    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def wait_for_line(path: Path, child: Child, seconds: float = 120.0) -> str:
     """The text of a file that a child writes once it is ready.
 
@@ -243,18 +222,3 @@ def wait_for_line(path: Path, child: Child, seconds: float = 120.0) -> str:
             raise UserError(f"{child.module} was not ready within {seconds:.0f} s: see {child.log}")
         time.sleep(0.05)  # another process's file: there is nothing here to wait on
     return path.read_text().strip()
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """`folder` is this process's alone in the block.
-
-    Raises:
-        UserError: another process has it.
-    """
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another demo is at work in {folder}: wait for it, or give --out another folder") from None
-        yield

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.output import finish
-from bench.processes import Child, signals_interrupt, wait_for_line
-from schemas.process import CommandParser, UserError, run_main
+from bench.processes import Child, wait_for_line
+from schemas import flags
+from schemas.process import CommandParser, UserError, run_main, signals_interrupt
 from schemas.quiet import quiet_imports
-from serving import flags
 
 with quiet_imports():
     from model.catalogue import Entries

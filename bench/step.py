@@ -28,11 +28,10 @@ import numpy as np
 from rich.progress import track
 
 from bench.output import finish
-from bench.processes import signals_interrupt
+from schemas import flags
 from schemas.config import FeatureConfig, Head, ModelConfig, Slot
-from schemas.process import CommandParser, UserError, run_main
+from schemas.process import CommandParser, UserError, run_main, signals_interrupt
 from schemas.quiet import quiet_imports
-from serving import flags
 
 FIELDS, ZIPF = 26, 1.2
 DIM, HIDDEN = 16, (256, 128)

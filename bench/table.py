@@ -28,9 +28,8 @@ import numpy as np
 from rich.progress import track
 
 from bench.output import finish, show
-from bench.processes import signals_interrupt
-from schemas.process import CommandParser, UserError, run_main
-from serving import flags
+from schemas import flags
+from schemas.process import CommandParser, UserError, run_main, signals_interrupt
 
 _ROOT = Path(__file__).parents[1]
 _PEERS = Path(".venv-peers/bin/python")

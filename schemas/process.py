@@ -1,4 +1,4 @@
-"""What every process of Freshet shares: structured logging, user errors, how a command is read and how it ends.
+"""What every process of Freshet shares: structured logging, user errors, how a command is read, runs alone and ends.
 
 A command's module ends in::
 
@@ -7,13 +7,18 @@ A command's module ends in::
 """
 
 import argparse
+import contextlib
 import difflib
+import fcntl
 import json
 import logging
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
@@ -115,6 +120,43 @@ def setup_logging(level: str | int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLinesFormatter())
     logging.basicConfig(level=name, handlers=[handler], force=True)
+
+
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the block as Ctrl-C does: by KeyboardInterrupt, so that children are ended too."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # One that is ignored, as nohup leaves it, stays so.
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, other: str, remedy: str) -> Iterator[None]:
+    """`folder` is this process's alone in the block.
+
+    Args:
+        folder: that is there.
+        other: who else may have it, as in "another demo".
+        remedy: what to do then besides waiting, as in "give --out another folder".
+
+    Raises:
+        UserError: another process has it.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{other} is at work in {folder}: wait for it, or {remedy}") from None
+        yield
 
 
 def run_main(main: Callable[[list[str] | None], int]) -> NoReturn:

@@ -10,8 +10,8 @@ from typing import Self
 import grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
+from schemas import flags
 from schemas.process import UserError
-from serving import flags
 from serving.folders import require_version_folder
 from serving.metrics import Metrics, MetricsEndpoint
 from serving.service import Answering, ModelService, PredictionService

@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from schemas import flags
 from schemas.process import CommandParser, UserError, run_main
 from schemas.quiet import quiet_imports
-from serving import flags
 
 if TYPE_CHECKING:
     from serving.client import RankClient

@@ -14,9 +14,9 @@ import socket
 import threading
 from pathlib import Path
 
+from schemas import flags
 from schemas.process import CommandParser, UserError, run_main, setup_logging
 from schemas.quiet import quiet_imports
-from serving import flags
 from serving.folders import require_version_folder
 
 

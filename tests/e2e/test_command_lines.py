@@ -20,6 +20,10 @@ COMMANDS = [
     "bench.rank",
     "bench.report",
     "bench.step",
+    "deploy.down",
+    "deploy.install",
+    "deploy.up",
+    "deploy.worker_pool",
 ]
 
 

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from schemas.process import JsonLinesFormatter, UserError, run_main, setup_logging
+from schemas.process import JsonLinesFormatter, UserError, alone, run_main, setup_logging, signals_interrupt
 
 PROGRAM = """
 import logging
@@ -80,3 +82,18 @@ def test_run_main_gives_the_status_of_main():
     with pytest.raises(SystemExit) as end:
         run_main(lambda argv: 7 if argv is None else 0)
     assert end.value.code == 7
+
+
+def test_a_folder_is_one_process_s_alone(tmp_path):
+    refused = pytest.raises(UserError, match=f"^another demo is at work in {tmp_path}: wait for it, or take another$")
+    with alone(tmp_path, "another demo", "take another"), refused, alone(tmp_path, "another demo", "take another"):
+        pass
+    with alone(tmp_path, "another demo", "take another"):
+        pass
+
+
+def test_sigterm_interrupts_so_that_children_are_ended():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), signals_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

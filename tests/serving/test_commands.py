@@ -1,6 +1,5 @@
 """The commands as processes: start, stop, exit status, and what they print."""
 
-import argparse
 import json
 import os
 import socket
@@ -13,7 +12,7 @@ from serving_checks import log_lines
 from serving_models import ITEMS, WIDTH, publish
 
 from schemas.process import UserError
-from serving import flags, rank
+from serving import rank
 from serving.client import RankClient
 from serving.host import ModelServer, ServerOptions
 
@@ -145,27 +144,6 @@ def test_an_unreachable_server_is_one_line(command):
 def test_a_user_that_is_not_utf8_is_refused():
     with pytest.raises(UserError, match=r"argument --user: '\\udcff' is not UTF-8"):
         rank.main(["--server", "127.0.0.1:1", "--user", os.fsdecode(b"\xff")])
-
-
-@pytest.mark.parametrize(
-    ("kind", "value", "message"),
-    [
-        (flags.port, "65536", "65536 is not a port: 0 to 65535"),
-        (flags.port, "http", "http is not a port: 0 to 65535"),
-        (flags.count, "0", "0 is not a count: a whole number from 1 on"),
-        (flags.count, "2.5", "2.5 is not a count: a whole number from 1 on"),
-        (flags.positive, "nan", "nan is not a number above 0"),
-        (flags.positive, "soon", "soon is not a number above 0"),
-    ],
-)
-def test_a_value_that_cannot_be_used_is_told_with_what_can(kind, value, message):
-    with pytest.raises(argparse.ArgumentTypeError, match=message):
-        kind(value)
-
-
-def test_an_ipv6_host_is_written_in_brackets():
-    assert flags.address("::1", 8500) == "[::1]:8500"
-    assert flags.address("localhost", 8500) == "localhost:8500"
 
 
 @pytest.mark.parametrize("module", ["serving.server", "serving.rank"])
