@@ -28,11 +28,10 @@ from matplotlib import pyplot as plt
 from rich.progress import track
 
 from bench.output import finish
-from bench.processes import signals_interrupt
+from schemas import flags
 from schemas.config import FeatureConfig, Head, ModelConfig, OptimizerConfig, Slot
-from schemas.process import CommandParser, UserError, run_main
+from schemas.process import CommandParser, UserError, run_main, signals_interrupt
 from schemas.quiet import quiet_imports
-from serving import flags
 
 with quiet_imports():
     from model.evaluation import Progressive

@@ -33,6 +33,7 @@ from bench.output import finish
 from bench.processes import run
 from schemas import flags
 from schemas.config import FeatureConfig, load_config
+from schemas.logs import FileLogs
 from schemas.process import CommandParser, UserError, run_main, signals_interrupt
 from schemas.quiet import quiet_imports
 
@@ -63,7 +64,7 @@ def train(work: Path, seed: int, warm_days: float, step: int) -> dict[str, Any]:
 
 def impressions(logs: Path, config: FeatureConfig) -> pa.Table:
     """Every impression in the features log, once: key, user_id, video_id."""
-    merged = MergedLogs(str(logs), config, Join(config).actions, {})
+    merged = MergedLogs(FileLogs(str(logs)), config, Join(config).actions, {})
     parts = []
     while not merged.finished:
         batch = merged.next(False)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from schemas.config import ConfigError, FeatureConfig, check_compatible, load_config
 from schemas.files import replace_file
+from schemas.logs import FileLogs
 
 from .options import CONFIG_NAME, TrainConfig
 from .state_files import StateError, StateFiles
@@ -22,8 +23,8 @@ def check_configuration(config: TrainConfig) -> None:
     Raises:
         ConfigError: naming the file and every difference.
     """
-    logs, state = Path(config.logs) / CONFIG_NAME, Path(config.state_dir) / CONFIG_NAME
-    if logs.exists():
+    state = Path(config.state_dir) / CONFIG_NAME
+    if isinstance(config.logs, FileLogs) and (logs := Path(config.logs.root) / CONFIG_NAME).exists():
         made = load_config(logs)
         # Records know nothing of a model but its dimension, which is part of their fingerprint.
         model = dataclasses.replace(config.features.model, dim=made.model.dim)

@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from schemas.config import FeatureConfig
-from schemas.log_files import PartitionReader
-from schemas.log_segments import list_partitions
+from schemas.logs import Logs
 
 from .batches import START, EventBatch, Final, Position, Span, empty_events
 from .decode import ActionsDecoder, Decoder, FeaturesDecoder
@@ -31,7 +30,7 @@ class MergedLogs:
     """Both logs' partitions of one shard as event batches.
 
     Args:
-        root: folder of the logs.
+        logs: open; closed with this.
         config: feature configuration.
         positions: where each partition goes on; the start for those not named.
         follow: whether the logs still grow.
@@ -43,7 +42,7 @@ class MergedLogs:
 
     def __init__(
         self,
-        root: str,
+        logs: Logs,
         config: FeatureConfig,
         actions: Sequence[str],
         positions: Mapping[str, Position],
@@ -56,7 +55,7 @@ class MergedLogs:
         sync_interval_s: float = 10.0,
     ) -> None:
         self.streams: list[Stream] = []
-        self._root, self._max_skew_ms = root, max_skew_ms
+        self._logs, self._max_skew_ms = logs, max_skew_ms
         self._decoders: list[Decoder] = [FeaturesDecoder(config), ActionsDecoder(actions)]
         self._follow, self._shard, self._batch_rows = follow, shard, batch_rows
         self._idle_s, self._sync_interval_s = idle_s, sync_interval_s
@@ -65,7 +64,7 @@ class MergedLogs:
         self._emitted = dict(positions)
         self._finished = False
         # What has been read is read on even if its folder is gone: that is a hole in the log, and told as one.
-        self._open(frozenset((name.split("/")[0], int(name[-3:])) for name in positions))
+        self._open(frozenset(offsets_of(positions)))
 
     @property
     def positions(self) -> dict[str, Position]:
@@ -105,18 +104,23 @@ class MergedLogs:
         if time.monotonic() >= self._sync_due:
             self._sync_due = time.monotonic() + self._sync_interval_s
             batch = replace(batch, sync=True)
+            self._logs.commit(offsets_of(self._emitted))
         return batch
+
+    def close(self) -> None:
+        """Close the logs."""
+        self._logs.close()
 
     def _open(self, known: frozenset[tuple[str, int]] = frozenset()) -> None:
         """Streams for the partitions that have none yet."""
         opened = {stream.name for stream in self.streams}
         for decoder in self._decoders:
             numbers = {number for topic, number in known if topic == decoder.topic}
-            for number in sorted(numbers.union(list_partitions(self._root, decoder.topic))):
+            for number in sorted(numbers.union(self._logs.partitions(decoder.topic))):
                 name = f"{decoder.topic}/p{number:03d}"
                 if name not in opened:
                     position = self._emitted.get(name, START)
-                    reader = PartitionReader(self._root, decoder.topic, number, position.offset)
+                    reader = self._logs.reader(decoder.topic, number, position.offset)
                     self.streams.append(Stream(name, len(self.streams), reader, decoder, position, self._max_skew_ms))
         self._names = tuple(stream.name for stream in self.streams)
         # Ties of event time are broken by name, features first, whenever a partition appeared.
@@ -191,3 +195,8 @@ class MergedLogs:
                 break
             edges.append(int(starts[max(fits, beyond)]))
         return [*edges, offset.size]
+
+
+def offsets_of(positions: Mapping[str, Position]) -> dict[tuple[str, int], int]:
+    """By topic and number of the partition, how far each has been handed out."""
+    return {(name.split("/")[0], int(name.rpartition("/p")[2])): position.offset for name, position in positions.items()}

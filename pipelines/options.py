@@ -9,7 +9,9 @@ from pathlib import Path
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from schemas.config import FeatureConfig, load_config
+from schemas.kafka_logs import KafkaTopics, kafka_options
 from schemas.log_segments import list_partitions
+from schemas.logs import FileLogs, LogsPlace
 from schemas.process import UserError
 
 from .arms import ARMS, arms_named
@@ -57,13 +59,32 @@ class TrainOptions(PipelineOptions):
         add(
             "--logs",
             metavar="LOGS",
-            help="required: folder with features/ and actions/, as pipelines.replay writes it, and feature_config.toml",
+            help="folder with features/ and actions/, as pipelines.replay writes it, and feature_config.toml; this or --kafka is "
+            "required",
+        )
+        add(
+            "--kafka",
+            metavar="HOST:PORT,...",
+            help="brokers that have the topics features and actions, in place of --logs; --config is required then",
         )
         add(
             "--state_dir",
             metavar="STATE",
             help="required: folder for the job's snapshots, made if it is not there; a job with a state goes on from it, and "
             "for a fresh start takes an empty folder",
+        )
+
+        add = parser.add_argument_group("how it reaches Kafka").add_argument
+        add(
+            "--kafka_prefix",
+            metavar="TEXT",
+            default="",
+            help="of the topics' names: TEXTfeatures and TEXTactions (default: none)",
+        )
+        add(
+            "--kafka_config",
+            metavar="FILE",
+            help="further settings of librdkafka, a NAME=VALUE a line, such as security.protocol=SASL_SSL (# begins a comment)",
         )
 
         add = parser.add_argument_group("what it leaves behind").add_argument
@@ -220,7 +241,7 @@ class TrainConfig:
     """Everything the training pipeline is built from."""
 
     features: FeatureConfig
-    logs: str
+    logs: LogsPlace
     state_dir: str
     model_dir: str | None
     metrics_json: str | None
@@ -246,9 +267,8 @@ class TrainConfig:
             UserError: naming the option, what is wrong with it and what to do.
         """
         train = options.view_as(TrainOptions)
-        for name in ("logs", "state_dir"):
-            if not getattr(train, name):
-                raise UserError(f"--{name} is missing; see python -m pipelines.train --help")
+        if not train.state_dir:
+            raise UserError("--state_dir is missing; see python -m pipelines.train --help")
         for name, (least, most) in BOUNDS.items():
             value = getattr(train, name)
             if value is None and name in _OPTIONAL:
@@ -257,12 +277,10 @@ class TrainConfig:
             if not least <= value <= most:
                 raise UserError(f"--{name} {value}: must be from {least:,.15g} to {most:,.15g}")
         arms = arms_named([name.strip() for name in train.arms.split(",") if name.strip()])
-        logs = Path(train.logs)
-        _check_logs(logs, train.follow)
-        config_path = Path(train.config) if train.config else logs / CONFIG_NAME
+        logs = _place_of(train)
         return cls(
-            features=load_config(config_path),
-            logs=str(logs),
+            features=load_config(Path(train.config) if train.config else Path(train.logs) / CONFIG_NAME),
+            logs=logs,
             state_dir=train.state_dir,
             model_dir=train.model_dir,
             metrics_json=train.metrics_json,
@@ -290,6 +308,21 @@ class TrainConfig:
             progress_interval_s=train.progress_interval,
             local=(options.view_as(StandardOptions).runner or "") in LOCAL_NAMES,
         )
+
+
+def _place_of(train: TrainOptions) -> LogsPlace:
+    """Where the logs are."""
+    if bool(train.logs) == bool(train.kafka):
+        raise UserError("--logs or --kafka is needed, and not both; see python -m pipelines.train --help")
+    if train.logs:
+        if train.kafka_prefix or train.kafka_config:
+            raise UserError("--kafka_prefix and --kafka_config are of --kafka: leave them out")
+        _check_logs(Path(train.logs), train.follow)
+        return FileLogs(train.logs)
+    if not train.config:
+        raise UserError("--config is missing: topics do not say how features became ids; give what pipelines.replay took")
+    options = kafka_options(Path(train.kafka_config)) if train.kafka_config else ()
+    return KafkaTopics(train.kafka, train.kafka_prefix, options)
 
 
 def _check_logs(logs: Path, follow: bool) -> None:

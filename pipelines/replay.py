@@ -39,6 +39,8 @@ from pipelines.datasets import (
     simulate,
 )
 from schemas.config import load_config
+from schemas.kafka_logs import KafkaTopics, kafka_options
+from schemas.kafka_writer import create_topics
 from schemas.process import EXIT_INTERRUPTED, CommandParser, UserError, run_main, setup_logging
 from schemas.quiet import quiet_imports
 
@@ -113,7 +115,10 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging()
     config = load_config(arguments.config or _built_in_config(arguments.dataset))
     _need_empty(arguments.out)
+    topics = _topics(arguments)
     stream = _open(arguments)
+    if topics is not None:
+        create_topics(topics, arguments.partitions)
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         config.dump(arguments.out / "feature_config.toml")
@@ -121,7 +126,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{arguments.out} cannot be written ({error.strerror}): give --out another folder") from error
     started = time.monotonic()
     with signals_noted() as stopped, ExitStack() as stack:
-        writer = stack.enter_context(RequestLogWriter(arguments.out, config, arguments.partitions, arguments.log_raw))
+        logs = topics or arguments.out
+        writer = stack.enter_context(RequestLogWriter(logs, config, arguments.partitions, arguments.log_raw))
         truth = TruthWriter(arguments.out / "truth") if arguments.dataset == SIMULATOR else None
         if truth is not None:
             stack.callback(truth.close)
@@ -132,6 +138,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"stopped by a signal: {arguments.out} is whole, but ends early", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _topics(arguments: argparse.Namespace) -> KafkaTopics | None:
+    """Where records go in place of files."""
+    if arguments.kafka is None:
+        if arguments.kafka_prefix or arguments.kafka_config:
+            raise UserError("--kafka_prefix and --kafka_config are of --kafka: leave them out")
+        return None
+    options = kafka_options(arguments.kafka_config) if arguments.kafka_config else ()
+    return KafkaTopics(arguments.kafka, arguments.kafka_prefix, options)
 
 
 def _open(arguments: argparse.Namespace) -> Stream:
@@ -251,6 +267,11 @@ def _parser() -> argparse.ArgumentParser:
     option("--partitions", type=_at_least(1, 999), default=1, help="partitions of each log (default: 1)")
     option("--rows", type=_at_least(1), help="stop after this many impressions, in time order")
     option("--config", type=Path, metavar="FILE", help="feature configuration (default: schemas/DATASET.toml)")
+    option(
+        "--kafka", metavar="HOST:PORT,...", help="brokers for the records: topics are made, and LOGS has only what is no log"
+    )
+    option("--kafka_prefix", default="", metavar="TEXT", help="of the topics: TEXTfeatures and TEXTactions (default: none)")
+    option("--kafka_config", type=Path, metavar="FILE", help="further settings of librdkafka, a NAME=VALUE a line")
     option("--log_raw", action="store_true", help="also log the raw features by name, for audits")
     group = parser.add_argument_group("simulator")
     default = SimulatorOptions()

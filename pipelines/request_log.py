@@ -14,24 +14,37 @@ import numpy as np
 from model.featuriser import Featuriser
 from pipelines.datasets.requests import ActionBatch, Columns, RequestBatch
 from schemas.config import FeatureConfig
+from schemas.kafka_logs import KafkaTopics
+from schemas.kafka_writer import TopicWriter, producer_of
 from schemas.log_files import LogWriter, partitions_of
 
 FEATURES, ACTIONS = "features", "actions"
 
 
 class RequestLogWriter:
-    """Appends to `root`/features and `root`/actions, partitioned by user id, after what is there already.
+    """Appends to both logs, partitioned by user id, after what is there already: files in the folder `logs`, or topics.
+
+    `partitions` are those of files; topics have theirs.
 
     Batches must come in time order. With `log_raw`, a features record also carries its raw features by source
     name: JSON of the value for the user's, JSON of the list of values (one an item) for the items'.
     """
 
-    def __init__(self, root: str | Path, config: FeatureConfig, partitions: int = 1, log_raw: bool = False) -> None:
+    def __init__(
+        self, logs: str | Path | KafkaTopics, config: FeatureConfig, partitions: int = 1, log_raw: bool = False
+    ) -> None:
         self._config = config
         self._featuriser = Featuriser(config)
         self._log_raw = log_raw
-        self._features = [LogWriter(root, FEATURES, partition) for partition in range(partitions)]
-        self._actions = [LogWriter(root, ACTIONS, partition) for partition in range(partitions)]
+        self._features: list[LogWriter] | list[TopicWriter]
+        self._actions: list[LogWriter] | list[TopicWriter]
+        if isinstance(logs, KafkaTopics):
+            producer = producer_of(logs)
+            self._features = [TopicWriter(producer, logs.prefix + FEATURES, FEATURES)]
+            self._actions = [TopicWriter(producer, logs.prefix + ACTIONS, ACTIONS)]
+        else:
+            self._features = [LogWriter(logs, FEATURES, partition) for partition in range(partitions)]
+            self._actions = [LogWriter(logs, ACTIONS, partition) for partition in range(partitions)]
 
     def append(self, requests: RequestBatch, actions: ActionBatch) -> None:
         """Writes both batches.
@@ -115,7 +128,7 @@ def _action_records(actions: ActionBatch) -> list[dict[str, Any]]:
     ]
 
 
-def _scatter(logs: list[LogWriter], user_id: np.ndarray, records: list[dict[str, Any]]) -> None:
+def _scatter(logs: list[LogWriter] | list[TopicWriter], user_id: np.ndarray, records: list[dict[str, Any]]) -> None:
     if len(logs) == 1:
         logs[0].append(records)
         return

@@ -15,6 +15,7 @@ from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader, Unb
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from schemas.config import FeatureConfig
+from schemas.logs import LogsPlace
 
 from .batches import EventBatch, Position
 from .failures import noted
@@ -41,6 +42,8 @@ def reset() -> None:
     """Forget an earlier request to stop, and the logs left open, before a new run in the same process."""
     _stopping.clear()
     with _pool_lock:
+        for logs in _pool.values():
+            logs.close()
         _pool.clear()
 
 
@@ -57,17 +60,17 @@ class LogsMark(CheckpointMark):
 
 @dataclass(frozen=True)
 class LogsSource(UnboundedSource):
-    """The two file logs of one shard.
+    """The two logs of one shard.
 
     Args:
-        root: folder of the logs.
+        logs: where they are.
         config: feature configuration.
         actions: action names in the order of their codes.
         positions: where to start when there is no checkpoint: those of the newest manifest.
         follow: whether the logs still grow; otherwise the source ends with them.
     """
 
-    root: str
+    logs: LogsPlace
     config: FeatureConfig
     actions: tuple[str, ...]
     positions: tuple[tuple[str, Position], ...]
@@ -105,7 +108,8 @@ class LogsReader(UnboundedReader):
         self._finished = mark.finished
 
     def start(self) -> bool:
-        self._logs = self._borrow()
+        if not self._finished:
+            self._logs = self._borrow()
         return self.advance()
 
     def advance(self) -> bool:
@@ -152,7 +156,9 @@ class LogsReader(UnboundedReader):
             with _pool_lock:
                 _pool[self._source, tuple(sorted(self._logs.positions.items()))] = self._logs
                 while len(_pool) > _POOL_MOST:
-                    del _pool[next(iter(_pool))]
+                    _pool.pop(next(iter(_pool))).close()
+        elif self._logs is not None:
+            self._logs.close()
         self._logs = None
 
     def _timestamp(self) -> Timestamp:
@@ -165,7 +171,7 @@ class LogsReader(UnboundedReader):
             return logs
         source = self._source
         return MergedLogs(
-            source.root,
+            source.logs.open(source.follow),
             source.config,
             source.actions,
             dict(self._mark.positions),

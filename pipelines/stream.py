@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from schemas.log_files import Chunk, PartitionReader
+from schemas.log_files import Chunk
+from schemas.logs import Reader
 
 from .batches import EVENTS, Position, Span, empty_events
 from .decode import MAX_TIME_MS, Decoder, decode_chunk
@@ -71,7 +72,7 @@ class Stream:
 
     name: str
     number: int
-    reader: PartitionReader
+    reader: Reader
     decoder: Decoder
     position: Position
     max_skew_ms: int

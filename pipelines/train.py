@@ -147,7 +147,7 @@ def train_shard(config: TrainConfig, number: int) -> Shard[Outputs]:
 def logs_source(config: TrainConfig) -> LogsSource:
     """Both logs, from where the newest manifest ends."""
     return LogsSource(
-        root=config.logs,
+        logs=config.logs,
         config=config.features,
         actions=Join(config.features).actions,
         positions=tuple(sorted(StateFiles(config.state_dir, 0).positions().items())),

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from schemas.logs import FileLogs
+
 if TYPE_CHECKING:
     from .options import TrainConfig
     from .shard import Shard
@@ -52,8 +54,7 @@ class ProgressDisplay:
     def _draw(self) -> None:
         columns = (SpinnerColumn(), BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
-            total = None if self._config.follow else self._bytes()
-            task = bar.add_task("compiling kernels", total=total)
+            task = bar.add_task("compiling kernels", total=self._bytes())
             while True:
                 ended = self._done.wait(_TERMINAL_S)
                 figures = self._figures()
@@ -84,6 +85,9 @@ class ProgressDisplay:
             "seconds": round(time.monotonic() - step.progress.started, 1),
         }
 
-    def _bytes(self) -> int:
-        logs = Path(self._config.logs)
+    def _bytes(self) -> int | None:
+        """Of the logs, if they have an end."""
+        if self._config.follow or not isinstance(self._config.logs, FileLogs):
+            return None
+        logs = Path(self._config.logs.root)
         return sum(path.stat().st_size for topic in ("features", "actions") for path in (logs / topic).rglob("*.avro"))

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +18,8 @@ Record: TypeAlias = dict[str, Any]
 _FILES = {"features": "features.avsc", "actions": "actions.avsc", "parameters": "delta.avsc"}
 _MARK = b"\xc3\x01"
 _HEADER = len(_MARK) + 8
+_CONFLUENT_MARK = b"\0"
+_CONFLUENT_HEADER = len(_CONFLUENT_MARK) + 4
 
 
 class AvroError(UserError):
@@ -42,32 +44,57 @@ def encode_single(topic: str, record: Record) -> bytes:
     return single_object_header(load_schema(topic)) + encode_body(topic, record)
 
 
-def decode_single(topic: str, message: bytes, writers: Sequence[Schema] = ()) -> Record:
-    """The record of a single-object message, as the topic's present schema has it.
+class MessageDecoder:
+    """Messages of a topic as records of its present schema.
 
-    `writers` are other schemas that messages may have been written with: older ones, or newer ones of a
-    producer that was upgraded first. Fields the writer lacks take their defaults, others are dropped.
+    Fields that a writer lacked take their defaults, others are dropped.
 
-    Raises:
-        AvroError: the message is of a schema that is not known, or does not hold what its schema says.
+    Args:
+        topic: of the messages.
+        writers: other schemas that messages in single-object encoding may have been written with: older ones, or newer ones
+            of a producer that was upgraded first.
+        registry: parsed schema by number, for messages in Confluent's wire format; raises LookupError for an unknown number.
     """
-    reader = load_schema(topic)
-    for writer in (reader, *writers):
-        if message[:_HEADER] == single_object_header(writer):
-            break
-    else:
+
+    def __init__(self, topic: str, writers: Sequence[Schema] = (), registry: Callable[[int], Schema] | None = None) -> None:
+        self._topic, self._registry = topic, registry
+        self._reader = load_schema(topic)
+        self._writers = {single_object_header(writer): writer for writer in (self._reader, *writers)}
+
+    def decode(self, message: bytes) -> Record:
+        """The record of a message.
+
+        Raises:
+            AvroError: the message is of a schema that is not known, or does not hold what its schema says.
+        """
+        size = _CONFLUENT_HEADER if message[:1] == _CONFLUENT_MARK else _HEADER
+        writer = self._writers.get(message[:size])
+        if writer is None:
+            writer = self._writers[message[:size]] = self._look_up(message[:size])
+        body = io.BytesIO(message[size:])
+        try:
+            record = fastavro.schemaless_reader(body, writer, self._reader)
+        except Exception as error:  # fastavro raises whatever corrupt bytes lead it to
+            raise AvroError(f"a message of {self._topic} cannot be decoded: {type(error).__name__}: {error}") from error
+        if body.read(1):
+            raise AvroError(f"a message of {self._topic} goes on behind its record: it is not a single record")
+        return record
+
+    def _look_up(self, header: bytes) -> Schema:
+        if len(header) == _CONFLUENT_HEADER and self._registry is not None:
+            try:
+                return self._registry(int.from_bytes(header[1:], "big"))
+            except LookupError as error:
+                raise AvroError(f"a message of {self._topic} cannot be decoded: {error}") from error
         raise AvroError(
-            f"a message of {topic} begins with {message[:_HEADER].hex()}, the mark of no schema known here: "
+            f"a message of {self._topic} begins with {header.hex()}, the mark of no schema known here: "
             "add the schema that it was written with"
         )
-    body = io.BytesIO(message[_HEADER:])
-    try:
-        record = fastavro.schemaless_reader(body, writer, reader)
-    except Exception as error:  # fastavro raises whatever corrupt bytes lead it to
-        raise AvroError(f"a message of {topic} cannot be decoded: {type(error).__name__}: {error}") from error
-    if body.read(1):
-        raise AvroError(f"a message of {topic} goes on behind its record: it is not a single record")
-    return record
+
+
+def encode_confluent(topic: str, record: Record, schema_id: int) -> bytes:
+    """Confluent's wire format: 0, the number of the topic's present schema in a registry (4 bytes, big-endian), the body."""
+    return _CONFLUENT_MARK + schema_id.to_bytes(4, "big") + encode_body(topic, record)
 
 
 def single_object_header(schema: Schema) -> bytes:

@@ -13,6 +13,7 @@ from pipelines.merge import MergedLogs
 from pipelines.replay import replay
 from pipelines.request_log import RequestLogWriter
 from schemas.config import load_config
+from schemas.logs import FileLogs
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,7 @@ def run_metrics(tmp_path_factory, simulator_config):
         learn = LearnConfig(step=64, arms=arms_named(arms), warm_start_s=warm_start_s, window=window)
         step = JoinAndLearn(simulator_config, learn)
         merged = MergedLogs(
-            str(logs), simulator_config, Join(simulator_config).actions, {}, follow=False, shard=0, batch_rows=512,
+            FileLogs(str(logs)), simulator_config, Join(simulator_config).actions, {}, follow=False, shard=0, batch_rows=512,
             max_skew_ms=3_600_000, idle_s=2.0, sync_interval_s=1e9,
         )  # fmt: skip
         while not merged.finished:

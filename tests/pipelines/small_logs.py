@@ -12,6 +12,7 @@ from pipelines.join import Join
 from pipelines.merge import MergedLogs
 from schemas.config import FeatureConfig, Head, ModelConfig, Slot
 from schemas.log_files import LogWriter, partition_of
+from schemas.logs import FileLogs
 
 START_MS = 1_650_000_000_000  # a day of April 2022
 CONFIG = FeatureConfig(
@@ -109,7 +110,7 @@ def write_world(root, requests, partitions=1, **options):
 
 def merged(root, positions=None, **options):
     """The logs as they are merged."""
-    return MergedLogs(str(root), CONFIG, ACTIONS, positions or {}, **options)
+    return MergedLogs(FileLogs(str(root)), CONFIG, ACTIONS, positions or {}, **options)
 
 
 def batches_of(root, positions=None, **options):

@@ -21,6 +21,7 @@ from pipelines.merge import MergedLogs
 from pipelines.state_files import StateFiles
 from schemas.config import Slot, load_config
 from schemas.log_files import PartitionReader
+from schemas.logs import FileLogs
 from schemas.process import UserError
 
 REQUESTS = 300
@@ -97,7 +98,7 @@ def test_slots_are_appended_while_rows_wait_and_examples_are_pending(logs, tmp_p
     at = {}
     for batch in batches[:half]:
         at |= {name: (span.next, span.order_ms) for name, span in batch.spans.items()}
-    rest = MergedLogs(str(logs), WIDER, ACTIONS, {name: Position(*each) for name, each in at.items()}, batch_rows=70)
+    rest = MergedLogs(FileLogs(str(logs)), WIDER, ACTIONS, {name: Position(*each) for name, each in at.items()}, batch_rows=70)
     while not rest.finished:
         batch = rest.next(stop=False)
         if batch is not None:

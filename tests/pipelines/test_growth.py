@@ -18,6 +18,7 @@ from pipelines.replay import replay
 from pipelines.request_log import RequestLogWriter
 from pipelines.windows import Windows
 from schemas.config import load_config
+from schemas.logs import FileLogs
 
 REQUESTS, WINDOW, STEP = 800, 1000, 64
 CONFIG = load_config(Path(__file__).parents[2] / "schemas" / "simulator.toml")
@@ -35,7 +36,7 @@ def logs(tmp_path_factory):
 def learned(logs, batch_rows):
     step = JoinAndLearn(CONFIG, LEARN)
     merged = MergedLogs(
-        str(logs), CONFIG, Join(CONFIG).actions, {}, follow=False, shard=0, batch_rows=batch_rows,
+        FileLogs(str(logs)), CONFIG, Join(CONFIG).actions, {}, follow=False, shard=0, batch_rows=batch_rows,
         max_skew_ms=3_600_000, idle_s=2.0, sync_interval_s=1e9,
     )  # fmt: skip
     while not merged.finished:

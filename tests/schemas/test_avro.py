@@ -12,8 +12,9 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from schemas.avro import (
     AvroError,
-    decode_single,
+    MessageDecoder,
     encode_body,
+    encode_confluent,
     encode_single,
     load_schema,
     single_object_header,
@@ -61,14 +62,14 @@ def avsc(name: str) -> dict:
 @pytest.mark.parametrize(("topic", "record"), [("features", FEATURES), ("actions", ACTION), ("parameters", DELTA)])
 def test_a_record_comes_back_from_its_message(topic: str, record: dict):
     message = encode_single(topic, record)
-    assert decode_single(topic, message) == record
+    assert MessageDecoder(topic).decode(message) == record
     assert message[10:] == encode_body(topic, record)
 
 
 def test_optional_fields_need_not_be_given():
     sparse = {key: FEATURES[key] for key in list(FEATURES)[:6]}
     expected = FEATURES | {"scores": None, "model_version": None, "raw": None}
-    assert decode_single("features", encode_single("features", sparse)) == expected
+    assert MessageDecoder("features").decode(encode_single("features", sparse)) == expected
 
 
 def test_the_header_is_that_of_the_specification():
@@ -82,13 +83,13 @@ def test_the_header_is_that_of_the_specification():
 def test_what_is_no_message_of_the_topic_is_refused():
     message = encode_single("actions", ACTION)
     with pytest.raises(AvroError, match=r"a message of features begins with c301.*add the schema"):
-        decode_single("features", message)
+        MessageDecoder("features").decode(message)
     with pytest.raises(AvroError, match="a message of actions cannot be decoded: "):
-        decode_single("actions", message[:-3])
+        MessageDecoder("actions").decode(message[:-3])
     with pytest.raises(AvroError, match="goes on behind its record"):
-        decode_single("actions", message + b"\0")
+        MessageDecoder("actions").decode(message + b"\0")
     with pytest.raises(AvroError, match="begins with , the mark of no schema"):
-        decode_single("actions", b"")
+        MessageDecoder("actions").decode(b"")
 
 
 def test_a_new_reader_takes_an_old_writers_message():
@@ -98,8 +99,8 @@ def test_a_new_reader_takes_an_old_writers_message():
     writer = fastavro.parse_schema(old)
     message = written_with(writer, {key: ACTION[key] for key in ACTION if key != "value"})
     with pytest.raises(AvroError, match="no schema known here"):
-        decode_single("actions", message)
-    assert decode_single("actions", message, [writer]) == ACTION
+        MessageDecoder("actions").decode(message)
+    assert MessageDecoder("actions", [writer]).decode(message) == ACTION
 
 
 def test_an_old_reader_takes_a_new_writers_message():
@@ -107,10 +108,31 @@ def test_an_old_reader_takes_a_new_writers_message():
     new["fields"].append({"name": "surface", "type": "string", "default": "feed"})
     writer = fastavro.parse_schema(new)
     message = written_with(writer, FEATURES | {"surface": "search"})
-    assert decode_single("features", message, [writer]) == FEATURES
+    assert MessageDecoder("features", [writer]).decode(message) == FEATURES
 
 
 def written_with(schema: dict, record: dict) -> bytes:
     out = io.BytesIO()
     fastavro.schemaless_writer(out, schema, record)
     return single_object_header(schema) + out.getvalue()
+
+
+def test_a_message_in_confluents_wire_format_is_read_with_the_registrys_schema():
+    asked = []
+
+    def registry(number):
+        asked.append(number)
+        if number != 7:
+            raise LookupError(f"the registry has no schema {number}")
+        return load_schema("actions")
+
+    decoder = MessageDecoder("actions", registry=registry)
+    message = encode_confluent("actions", ACTION, 7)
+    assert message[:5] == b"\0\0\0\0\x07"
+    assert [decoder.decode(message), decoder.decode(message)] == [ACTION, ACTION]
+    assert asked == [7]
+    assert decoder.decode(encode_single("actions", ACTION)) == ACTION
+    with pytest.raises(AvroError, match="the registry has no schema 8"):
+        decoder.decode(encode_confluent("actions", ACTION, 8))
+    with pytest.raises(AvroError, match="begins with 0000000007, the mark of no schema"):
+        MessageDecoder("actions").decode(message)

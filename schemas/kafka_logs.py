@@ -1,0 +1,270 @@
+"""Kafka topics as logs: one consumer reads all partitions, each into a buffer of its own.
+
+Positions are the caller's: partitions are assigned, not subscribed to, and nothing is committed but for those who watch a
+group's lag. A partition whose buffer is full is paused, so that one which nobody reads on does not fill the memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import ClusterMetadata, TopicMetadata
+
+from schemas.avro import AvroError, MessageDecoder, Record
+from schemas.log_files import Chunk, Fault
+from schemas.log_segments import LogHoleError
+from schemas.process import UserError
+
+log = logging.getLogger(__name__)
+
+TOPICS = ("features", "actions")
+_ANSWER_S = 10.0  # to wait for a broker that is asked something
+_POLL_S = 0.05
+_SILENCE_S = 60.0  # to wait for messages that are known to be there
+_AT_ONCE = 2048  # messages taken from the client
+_FULL, _LOW = 8192, 2048  # messages in a partition's buffer at which it is paused, and goes on
+_RAW_LIMIT = 64 << 10
+_COUNTED_S = 30.0  # between two looks at the number of partitions
+#: Consumers that this process has made so far: one a run without faults.
+connects = 0
+
+
+@dataclass(frozen=True)
+class KafkaTopics:
+    """Both logs as topics of a Kafka cluster.
+
+    Attributes:
+        servers: `bootstrap.servers`.
+        prefix: of the topics' names: PREFIXfeatures and PREFIXactions.
+        options: further settings of librdkafka, by name, which come before ours.
+    """
+
+    servers: str
+    prefix: str = ""
+    options: tuple[tuple[str, str], ...] = ()
+
+    def open(self, follow: bool) -> KafkaLogs:
+        """A consumer of both topics, which are there and have the same number of partitions.
+
+        Raises:
+            UserError: no broker answers, a topic is not there, or their partitions differ.
+        """
+        return KafkaLogs(self, follow)
+
+    def settings(self) -> dict[str, str | bool | int]:
+        """Of a consumer."""
+        ours: dict[str, str | bool | int] = {
+            "bootstrap.servers": self.servers,
+            "group.id": f"freshet-{self.prefix or 'train'}",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "queued.max.messages.kbytes": 65536,
+            "fetch.wait.max.ms": 50,
+        }
+        return ours | dict(self.options)
+
+
+class KafkaLogs:
+    """Open topics.
+
+    Args:
+        place: where they are.
+        follow: whether they go on past the ends that they have now.
+    """
+
+    def __init__(self, place: KafkaTopics, follow: bool) -> None:
+        global connects
+        self._place, self._follow = place, follow
+        self._consumer = Consumer(place.settings(), logger=log)
+        connects += 1
+        try:
+            self._partitions = {topic: self._count(topic) for topic in TOPICS}
+        except BaseException:
+            self._consumer.close()
+            raise
+        self._counted = time.monotonic()
+        self._readers: dict[tuple[str, int], KafkaReader] = {}
+
+    def partitions(self, topic: str) -> Sequence[int]:
+        """Numbers of a topic's partitions.
+
+        Raises:
+            UserError: there are others than at first: a user's events would be in two of them.
+        """
+        if time.monotonic() - self._counted > _COUNTED_S:
+            self._counted = time.monotonic()
+            for each, before in self._partitions.items():
+                if (now := self._count(each)) != before:
+                    raise UserError(
+                        f"topic {self._place.prefix}{each} has {now} partitions now and had {before}: users are spread over "
+                        "them anew, so stop, copy both topics into new ones of one size, and begin with an empty --state_dir"
+                    )
+        return range(self._partitions[topic])
+
+    def reader(self, topic: str, partition: int, offset: int) -> KafkaReader:
+        """A reader of one partition, from an offset on.
+
+        Raises:
+            LogHoleError: the broker does not hold that offset any more.
+        """
+        name = self._place.prefix + topic
+        low, high = self._asked(
+            lambda: self._consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=_ANSWER_S)
+        )
+        if offset == 0:
+            offset = low  # the beginning of the log, whatever of it is left
+        if not low <= offset <= high:
+            raise LogHoleError(
+                f"topic {name}, partition {partition}: offset {offset} is not there, only {low} to {high}: retention took it, "
+                "or it is another topic; give that one, or begin with an empty --state_dir"
+            )
+        reader = KafkaReader(
+            self, MessageDecoder(topic), TopicPartition(name, partition, offset), None if self._follow else high
+        )
+        self._readers[name, partition] = reader
+        self._consumer.incremental_assign([TopicPartition(name, partition, offset)])
+        return reader
+
+    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Tell those who watch the group's lag how far it has come; nobody reads it back."""
+        if offsets:
+            places = [TopicPartition(self._place.prefix + topic, number, at) for (topic, number), at in offsets.items()]
+            self._consumer.commit(offsets=places, asynchronous=True)
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        self._consumer.close()
+
+    def poll(self, seconds: float) -> None:
+        """Put what has come into the buffers of its partitions.
+
+        Raises:
+            LogHoleError: an offset is not there any more.
+            UserError: the broker refuses for good.
+        """
+        for message in self._consumer.consume(_AT_ONCE, timeout=seconds):
+            error = message.error()
+            if error is None:
+                self._readers[message.topic(), message.partition()].put(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._readers[message.topic(), message.partition()].reach(message.offset())
+            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                raise LogHoleError(
+                    f"topic {message.topic()}, partition {message.partition()}: {error.str()}: retention took what was not "
+                    "read yet; begin with an empty --state_dir"
+                )
+            elif error.fatal() or not error.retriable():
+                raise UserError(f"topic {message.topic()}, partition {message.partition()}: {error.str()}")
+            else:
+                log.warning("the broker stumbles", extra={"topic": message.topic(), "reason": error.str()})
+        for reader in self._readers.values():
+            reader.hold_back(self._consumer)
+
+    def _count(self, topic: str) -> int:
+        name = self._place.prefix + topic
+        metadata: ClusterMetadata = self._asked(lambda: self._consumer.list_topics(name, timeout=_ANSWER_S))
+        found: TopicMetadata = metadata.topics[name]
+        if found.error is not None:
+            raise UserError(
+                f"topic {name} on {self._place.servers}: {found.error.str()}: create it, or give its --kafka_prefix"
+            )
+        return len(found.partitions)
+
+    def _asked(self, question: Callable[[], object]):  # type: ignore[no-untyped-def]
+        try:
+            return question()
+        except KafkaException as error:
+            raise UserError(
+                f"--kafka {self._place.servers}: no broker answers ({error.args[0].str()}): start it, or give its address"
+            ) from error
+
+
+class KafkaReader:
+    """One partition; see `schemas.logs.Reader`."""
+
+    def __init__(self, logs: KafkaLogs, decoder: MessageDecoder, place: TopicPartition, end: int | None) -> None:
+        self._logs, self._decoder, self._place = logs, decoder, place
+        self._next, self._end = place.offset, end
+        self._buffer: deque[Message] = deque()
+        self._paused = False
+        self._reached = place.offset
+
+    def put(self, message: Message) -> None:
+        """A message that has come."""
+        self._buffer.append(message)
+
+    def reach(self, offset: int) -> None:
+        """There is nothing before this offset that has not come: its last messages may be markers, which are not handed out."""
+        self._reached = offset
+
+    def hold_back(self, consumer: Consumer) -> None:
+        """Have no more sent while the buffer is full."""
+        if not self._paused and len(self._buffer) > _FULL:
+            consumer.pause([self._place])
+            self._paused = True
+        elif self._paused and len(self._buffer) < _LOW:
+            consumer.resume([self._place])
+            self._paused = False
+
+    def read(self, max_records: int) -> Chunk:
+        """The next messages; where the log has an end, it is waited for.
+
+        Raises:
+            LogHoleError: the broker does not hold the next offset any more.
+            UserError: the broker refuses for good.
+        """
+        self._logs.poll(0.0)
+        deadline = time.monotonic() + _SILENCE_S
+        while not self._buffer and self._end is not None and max(self._next, self._reached) < self._end:
+            self._logs.poll(_POLL_S)
+            if time.monotonic() > deadline:
+                where = f"topic {self._place.topic}, partition {self._place.partition}"
+                raise UserError(
+                    f"{where}: no message for {_SILENCE_S:g} s, and {self._end - self._next} are missing: start the broker"
+                )
+        records: list[Record] = []
+        offsets: list[int] = []
+        faults: list[Fault] = []
+        while self._buffer and len(records) + len(faults) < max_records:
+            message = self._buffer.popleft()
+            offset = message.offset()
+            if self._end is not None and offset >= self._end:
+                self._buffer.clear()
+                break
+            self._next = offset + 1
+            value = message.value() or b""
+            try:
+                records.append(self._decoder.decode(value))
+                offsets.append(offset)
+            except AvroError as error:
+                faults.append(Fault(offset, self._next, str(error), value[:_RAW_LIMIT]))
+        return Chunk(records, np.array(offsets, np.int64), self._next, faults)
+
+
+def kafka_options(file: Path) -> tuple[tuple[str, str], ...]:
+    """Settings of librdkafka from a file of lines NAME=VALUE.
+
+    Raises:
+        UserError: it cannot be read, or a line is none.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--kafka_config {file}: cannot be read ({error}); give a text file of lines NAME=VALUE") from error
+    settings = []
+    for number, line in enumerate(lines, 1):
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if not name or name.startswith("#"):
+            continue
+        if not equals:
+            raise UserError(f"--kafka_config {file}, line {number}: {line!r} is no NAME=VALUE; # begins a comment")
+        settings.append((name, value))
+    return tuple(settings)
