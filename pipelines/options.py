@@ -59,8 +59,8 @@ class TrainOptions(PipelineOptions):
         add(
             "--logs",
             metavar="LOGS",
-            help="folder with features/ and actions/, as pipelines.replay writes it, and feature_config.toml; this or --kafka is "
-            "required",
+            help="folder with features/ and actions/, as pipelines.replay writes it, and feature_config.toml; this or --kafka "
+            "is required",
         )
         add(
             "--kafka",

@@ -54,7 +54,8 @@ class ProgressDisplay:
     def _draw(self) -> None:
         columns = (SpinnerColumn(), BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
-            task = bar.add_task("compiling kernels", total=self._bytes())
+            total = self._bytes()
+            task = bar.add_task("compiling kernels", total=total)
             while True:
                 ended = self._done.wait(_TERMINAL_S)
                 figures = self._figures()
