@@ -267,9 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--partitions", type=_at_least(1, 999), default=1, help="partitions of each log (default: 1)")
     option("--rows", type=_at_least(1), help="stop after this many impressions, in time order")
     option("--config", type=Path, metavar="FILE", help="feature configuration (default: schemas/DATASET.toml)")
-    option(
-        "--kafka", metavar="HOST:PORT,...", help="brokers for the records: topics are made, and LOGS has only what is no log"
-    )
+    option("--kafka", metavar="HOST:PORT,...", help="brokers that get the records; topics are made, and LOGS has the rest")
     option("--kafka_prefix", default="", metavar="TEXT", help="of the topics: TEXTfeatures and TEXTactions (default: none)")
     option("--kafka_config", type=Path, metavar="FILE", help="further settings of librdkafka, a NAME=VALUE a line")
     option("--log_raw", action="store_true", help="also log the raw features by name, for audits")

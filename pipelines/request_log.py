@@ -5,6 +5,7 @@ training reads exactly that.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,8 +37,8 @@ class RequestLogWriter:
         self._config = config
         self._featuriser = Featuriser(config)
         self._log_raw = log_raw
-        self._features: list[LogWriter] | list[TopicWriter]
-        self._actions: list[LogWriter] | list[TopicWriter]
+        self._features: Sequence[LogWriter | TopicWriter]
+        self._actions: Sequence[LogWriter | TopicWriter]
         if isinstance(logs, KafkaTopics):
             producer = producer_of(logs)
             self._features = [TopicWriter(producer, logs.prefix + FEATURES, FEATURES)]
@@ -128,7 +129,7 @@ def _action_records(actions: ActionBatch) -> list[dict[str, Any]]:
     ]
 
 
-def _scatter(logs: list[LogWriter] | list[TopicWriter], user_id: np.ndarray, records: list[dict[str, Any]]) -> None:
+def _scatter(logs: Sequence[LogWriter | TopicWriter], user_id: np.ndarray, records: list[dict[str, Any]]) -> None:
     if len(logs) == 1:
         logs[0].append(records)
         return

@@ -227,8 +227,9 @@ class KafkaReader:
             self._logs.poll(_POLL_S)
             if time.monotonic() > deadline:
                 where = f"topic {self._place.topic}, partition {self._place.partition}"
+                missing = self._end - self._next
                 raise UserError(
-                    f"{where}: no message for {_SILENCE_S:g} s, and {self._end - self._next} are missing: start the broker"
+                    f"{where}: {missing} messages are missing, and none came for {_SILENCE_S:g} s: start the broker"
                 )
         records: list[Record] = []
         offsets: list[int] = []

@@ -39,12 +39,10 @@ class TopicWriter:
             UserError: the broker has refused one, now or before.
         """
         for record in records:
-            value, key = encode_single(self._topic, record), record["user_id"].encode()
+            value, key, time_ms = encode_single(self._topic, record), record["user_id"].encode(), max(0, record["time_ms"])
             while True:
                 try:
-                    self._producer.produce(
-                        self._name, value, key, timestamp=max(0, record["time_ms"]), on_delivery=self._delivered
-                    )
+                    self._producer.produce(self._name, value, key, timestamp=time_ms, on_delivery=self._delivered)
                     break
                 except BufferError:  # the queue is full: wait until some are delivered
                     self._producer.poll(0.1)
