@@ -15,8 +15,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from schemas.process import CommandParser, unknown_option
 
-#: Runners whose job server describes options that are not known here.
-_WITH_JOB_SERVER = ("FlinkRunner", "PortableRunner")
+from .flink import RUNNERS, flink_words
+
 #: How alike an unknown option and one of the job's are, to be taken for a slip: --state_backend, which is Flink's, and
 #: --state_dir come to 0.69, --logz and --logs to 0.83.
 _A_SLIP = 0.8
@@ -33,7 +33,7 @@ def pipeline_options(parser: CommandParser, argv: Sequence[str] | None) -> Pipel
         UserError: naming the first word that is none of these, or a value that cannot be used.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    _, rest = parser.parse_known_args(words)
+    job, rest = parser.parse_known_args(words)
     beam = CommandParser(prog=parser.prog, add_help=False, conflict_handler="resolve")
     for options in PipelineOptions.__subclasses__():
         # A class without options of its own has no such method.
@@ -41,11 +41,12 @@ def pipeline_options(parser: CommandParser, argv: Sequence[str] | None) -> Pipel
             options._add_argparse_args(beam)
     known, rest = beam.parse_known_args(rest)
     own = parser.option_strings
-    if any(name in (known.runner or "") for name in _WITH_JOB_SERVER):
+    on_flink = any(name in (known.runner or "") for name in RUNNERS)
+    if on_flink:
         rest = list(_not_a_job_servers(rest, own))
     if rest:
         parser.error(unknown_option(rest[0], own))
-    return PipelineOptions(words)
+    return PipelineOptions([*flink_words(words, job.state_dir or "", job.follow), *words] if on_flink else words)
 
 
 def _not_a_job_servers(words: Sequence[str], own: Sequence[str]) -> Iterator[str]:

@@ -1,0 +1,123 @@
+"""The training job on a Flink cluster, fed by Kafka: what it learns is what the local runner learns, whatever dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.flink_cluster import FlinkCluster
+from deploy.flink_config import FlinkOptions
+from deploy.kafka_broker import KafkaBroker, KafkaOptions
+from pipelines import replay, train
+from pipelines.state_files import StateFiles
+
+pytestmark = pytest.mark.usefixtures("needs_servers")
+ROOT = Path(__file__).parents[2]
+ANY_FLINK = FlinkOptions(rest_port=0, rpc_port=0, job_port=0, artifact_port=0, expansion_port=0, pool_port=0)
+WORLD = ("--dataset", "simulator", "--days", "1", "--users", "80", "--seed", "5", "--partitions", "2")
+WAIT_S = 240
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    with KafkaBroker(tmp_path_factory.mktemp("kafka"), KafkaOptions(port=0, controller_port=0)) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with FlinkCluster(tmp_path_factory.mktemp("flink"), ANY_FLINK) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, broker):
+    """Both topics with some thousand impressions, and the options that name them."""
+    rest = tmp_path_factory.mktemp("world")
+    assert replay.main([*WORLD, "--requests", "2000", "--out", str(rest / "logs"), "--kafka", broker.bootstrap]) == 0
+    return ["--kafka", broker.bootstrap, "--config", str(rest / "logs" / "feature_config.toml")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, world):
+    """What the local runner makes of it: figures, and the state's folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    figures = folder / "figures.json"
+    assert train.main([*world, "--state_dir", str(folder / "state"), "--metrics_json", str(figures)]) == 0
+    return json.loads(figures.read_text()), folder / "state"
+
+
+class Job:
+    """`pipelines.train` in a process of its own, which submits to the cluster."""
+
+    def __init__(self, cluster, folder, *options):
+        self.state, self.figures_file, self.log = folder / "state", folder / "figures.json", folder / "log"
+        command = [sys.executable, "-m", "pipelines.train", *options, "--state_dir", str(self.state)]
+        command += ["--metrics_json", str(self.figures_file), *cluster.pipeline_options]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+    def figures(self):
+        try:
+            return json.loads(self.figures_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return {"examples": 0}
+
+    def wait_for(self, condition):
+        deadline = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < deadline, self.log.read_text()[-2000:]
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
+            time.sleep(0.05)
+
+
+def rows_of(state):
+    """Rows of the newest state's table by key: counts, and values."""
+    _, found = StateFiles(state, 0).newest()
+    rows = found.keyed["table"].rows.sort_by("key")
+    return rows["key"].to_numpy(), rows["counts"].to_numpy(), np.stack(rows["values"].to_numpy())
+
+
+def assert_same(state, figures, undisturbed):
+    expected, other = undisturbed
+    told = ("examples", "impressions", "actions", "duplicates", "late", "dead_letters", "model_version", "table_rows")
+    assert {name: figures[name] for name in told} == {name: expected[name] for name in told}
+    for mine, theirs in zip(rows_of(state)[:2], rows_of(other)[:2], strict=True):
+        assert (mine == theirs).all()
+    np.testing.assert_allclose(rows_of(state)[2], rows_of(other)[2], atol=1e-5)
+
+
+def jobs(cluster, *states):
+    with urllib.request.urlopen(f"http://{cluster.rest}/jobs", timeout=10) as answer:
+        return [job["id"] for job in json.load(answer)["jobs"] if job["status"] in states]
+
+
+def test_topics_with_an_end_are_learned_and_the_job_ends(cluster, tmp_path, world, undisturbed):
+    job = Job(cluster, tmp_path, *world)
+    assert job.process.wait(WAIT_S) == 0, job.log.read_text()[-2000:]
+    assert_same(job.state, job.figures(), undisturbed)
+    assert jobs(cluster, "RUNNING") == []
+
+
+def test_a_worker_that_is_killed_costs_nothing_and_a_job_started_anew_goes_on(cluster, tmp_path, world, undisturbed):
+    job = Job(cluster, tmp_path, *world, "--follow", "--snapshot_interval", "2", "--batch_rows", "512", "--step", "128")
+    job.wait_for(lambda: job.figures()["examples"] > 500)
+    workers = [process.pid for process in cluster.pool.members() if process.pid != cluster.pool.pid]
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    job.wait_for(lambda: any(job.state.glob("shard-000/manifest-*")))
+    for running in jobs(cluster, "RUNNING", "RESTARTING"):
+        request = urllib.request.Request(f"http://{cluster.rest}/jobs/{running}?mode=cancel", method="PATCH")
+        urllib.request.urlopen(request, timeout=10).close()
+    job.process.wait(WAIT_S)
+    # From the newest snapshot, on another runner, to the end of the topics.
+    figures = tmp_path / "rest.json"
+    assert train.main([*world, "--state_dir", str(job.state), "--metrics_json", str(figures)]) == 0
+    assert_same(job.state, json.loads(figures.read_text()), undisturbed)
