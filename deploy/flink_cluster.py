@@ -76,7 +76,7 @@ class FlinkCluster(Service):
     def pipeline_options(self) -> list[str]:
         """Options by which a Beam pipeline is submitted to it."""
         return [
-            *("--runner=PortableRunner", f"--job_endpoint={self.job_endpoint}"),
+            *("--runner=PortableRunner", f"--flink_master={self.rest}", f"--job_endpoint={self.job_endpoint}"),
             *(f"--artifact_endpoint={self.artifact_endpoint}",),
             *("--environment_type=EXTERNAL", f"--environment_config={self.worker_pool}"),
         ]

@@ -46,7 +46,7 @@ def pipeline_options(parser: CommandParser, argv: Sequence[str] | None) -> Pipel
         rest = list(_not_a_job_servers(rest, own))
     if rest:
         parser.error(unknown_option(rest[0], own))
-    return PipelineOptions([*flink_words(words, job.state_dir or "", job.follow), *words] if on_flink else words)
+    return PipelineOptions([*flink_words(words, job.state_dir or ""), *words] if on_flink else words)
 
 
 def _not_a_job_servers(words: Sequence[str], own: Sequence[str]) -> Iterator[str]:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import secrets
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from schemas.process import UserError
+
 #: Runners that hand the job to Flink by a job server.
 RUNNERS = ("FlinkRunner", "PortableRunner")
+
+_ANSWER_S = 10.0
+_ALIVE = ("CREATED", "INITIALIZING", "RUNNING", "RESTARTING", "FAILING")
 
 _DEFAULTS = {
     # The source never ends where logs are followed, and where they end the same steps serve.
@@ -36,18 +44,40 @@ _DEFAULTS = {
 }
 
 
-#: Where the logs end: otherwise the job would outlive its source for ever.
-_BOUNDED = {"shutdown_sources_after_idle_ms": "1000"}
-
-
-def flink_words(words: Sequence[str], state_dir: str, follow: bool) -> list[str]:
+def flink_words(words: Sequence[str], state_dir: str) -> list[str]:
     """Options that the words of a command line do not name; checkpoints lie beside the job's own state."""
     named = {word.split("=", 1)[0] for word in words}
-    defaults = _DEFAULTS | {"state_backend_storage_path": Path(state_dir, "checkpoints").absolute().as_uri()}
-    return list(_options(defaults if follow else defaults | _BOUNDED, named))
+    own = {
+        "state_backend_storage_path": Path(state_dir, "checkpoints").absolute().as_uri(),
+        "job_name": f"freshet-{secrets.token_hex(4)}",  # by which it is found again
+    }
+    defaults = _DEFAULTS | own
+    return list(_options(defaults, named))
 
 
 def _options(defaults: dict[str, str | None], named: set[str]) -> Iterator[str]:
     for name, value in defaults.items():
         if f"--{name}" not in named and f"--no_{name}" not in named:
             yield f"--{name}" if value is None else f"--{name}={value}"
+
+
+def cancel(rest: str, name: str) -> None:
+    """Cancel the jobs of a name. Beam's job server says that it does, and leaves them running (seen with 2.62).
+
+    Args:
+        rest: HOST:PORT of the job manager's REST interface.
+        name: of the job.
+
+    Raises:
+        UserError: it does not answer.
+    """
+    try:
+        with urllib.request.urlopen(f"http://{rest}/jobs/overview", timeout=_ANSWER_S) as answer:
+            jobs = [job["jid"] for job in json.load(answer)["jobs"] if job["name"] == name and job["state"] in _ALIVE]
+        for job in jobs:
+            request = urllib.request.Request(f"http://{rest}/jobs/{job}?mode=cancel", method="PATCH")
+            urllib.request.urlopen(request, timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise UserError(
+            f"--flink_master {rest}: job {name} cannot be cancelled ({error}): cancel it in Flink's web interface"
+        ) from error

@@ -130,7 +130,9 @@ class MergedLogs:
 
     def _mark(self, final: Final) -> EventBatch:
         watermark = min((position.order_ms for position in self._emitted.values()), default=-1)
-        return EventBatch(self._shard, self._names, {}, empty_events(), watermark, final, sync=final is not Final.NO)
+        # It says where it stands, though it brings nothing: a runner that lost the batches before it is found out.
+        here = {n: Span(p.offset, *p) for n, p in self._emitted.items() if n in self._names}
+        return EventBatch(self._shard, self._names, here, empty_events(), watermark, final, sync=final is not Final.NO)
 
     def _merge(self) -> list[EventBatch]:
         limit = self._limit()

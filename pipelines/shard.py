@@ -302,6 +302,7 @@ class Shard(Generic[T]):
             newest_event_ms=cut.newest_event_ms,
             created_ms=int(time.time() * 1000),
             publishable=cut.publishable,
+            ended=self._final is Final.END and cut.version == self.version.applied,
         )
         self.files.write(manifest)
         self.step.committed()

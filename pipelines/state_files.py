@@ -51,6 +51,7 @@ class Manifest:
         newest_event_ms: newest event time in it.
         created_ms: wall clock, for retention only.
         publishable: whether the model in it may be served.
+        ended: whether the logs had ended, and it holds all there was in them.
     """
 
     shard: int
@@ -62,6 +63,7 @@ class Manifest:
     newest_event_ms: int
     created_ms: int
     publishable: bool = True
+    ended: bool = False
 
     @property
     def name(self) -> str:
@@ -140,6 +142,11 @@ class StateFiles:
             StateError: if there are manifests but none is whole.
         """
         return self._highest(lambda manifest: (manifest, self.load(manifest)))
+
+    def ended(self) -> bool:
+        """Whether the highest manifest is of logs that have ended."""
+        names = sorted((p.name for p in self.directory.iterdir() if _MANIFEST.fullmatch(p.name)), reverse=True)
+        return bool(names) and self.read(names[0]).ended
 
     def positions(self) -> dict[str, Position]:
         """Positions of the manifest that :meth:`newest` gives, for a source that starts; empty if there is none.

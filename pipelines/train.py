@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
@@ -25,14 +26,15 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.coders import BytesCoder, StrUtf8Coder
 from apache_beam.io.unbounded_source import ReadFromUnboundedSource
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import FlinkRunnerOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.runner import PipelineResult, PipelineState
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
 
 from schemas.process import CommandParser, run_main, setup_logging
 from schemas.quiet import quiet_imports
 
 with quiet_imports():
-    from . import failures, sinks, source
+    from . import failures, flink, sinks, source
     from .command_line import pipeline_options
     from .compatibility import check_configuration, record_configuration
     from .failures import noted
@@ -49,6 +51,8 @@ with quiet_imports():
 log = logging.getLogger(__name__)
 
 TAGS = (METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS)
+#: Between two looks at whether a job elsewhere has come to the end.
+_POLL_S = 0.5
 #: Modules that remember something of a run in this process; each has a ``reset``.
 STATEFUL = (source, sinks, failures)
 
@@ -229,7 +233,11 @@ def _run(options: PipelineOptions, config: TrainConfig) -> None:
         pipeline = beam.Pipeline(options=options)
         build_pipeline(pipeline, config)
         with ProgressDisplay(config, lambda: train_shard(config, 0)):
-            pipeline.run().wait_until_finish()
+            result = pipeline.run()
+            if config.local or config.follow:
+                result.wait_until_finish()
+            else:
+                _end(result, options, StateFiles(config.state_dir, 0))
     except Exception as error:
         said = failures.first()
         if said is None:
@@ -239,6 +247,20 @@ def _run(options: PipelineOptions, config: TrainConfig) -> None:
         signal.signal(signal.SIGTERM, previous)
         source.reset()
         forget(config.state_dir)
+
+
+def _end(result: PipelineResult, options: PipelineOptions, files: StateFiles) -> None:
+    """Cancel a job on a cluster once all there is in the logs is in its state: by itself it would wait for more, for ever."""
+    while not PipelineState.is_terminal(result.state):
+        if files.ended():
+            master = options.view_as(FlinkRunnerOptions).flink_master
+            if master.startswith("["):  # a cluster of the job server's own, which ends with it
+                result.cancel()
+            else:
+                flink.cancel(master.removeprefix("http://"), options.view_as(GoogleCloudOptions).job_name)
+            return
+        time.sleep(_POLL_S)
+    result.wait_until_finish()
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:

@@ -119,8 +119,9 @@ class KafkaLogs:
         low, high = self._asked(
             lambda: self._consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=_ANSWER_S)
         )
-        if offset == 0:
-            offset = low  # the beginning of the log, whatever of it is left
+        if offset == 0 and low > 0:
+            log.warning("a topic's beginning is gone", extra={"topic": name, "partition": partition, "begins": low})
+            offset = low
         if not low <= offset <= high:
             raise LogHoleError(
                 f"topic {name}, partition {partition}: offset {offset} is not there, only {low} to {high}: retention took it, "

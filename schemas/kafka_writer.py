@@ -39,10 +39,10 @@ class TopicWriter:
             UserError: the broker has refused one, now or before.
         """
         for record in records:
-            value, key, time_ms = encode_single(self._topic, record), record["user_id"].encode(), max(0, record["time_ms"])
+            value, key = encode_single(self._topic, record), record["user_id"].encode()
             while True:
                 try:
-                    self._producer.produce(self._name, value, key, timestamp=time_ms, on_delivery=self._delivered)
+                    self._producer.produce(self._name, value, key, on_delivery=self._delivered)
                     break
                 except BufferError:  # the queue is full: wait until some are delivered
                     self._producer.poll(0.1)
