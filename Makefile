@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo up down kafka-up kafka-down flink-up flink-down servers lock test soak check format bench bench-peers clean
+.PHONY: help setup demo up down kafka-up kafka-down flink-up flink-down submit servers lock test soak check format bench bench-peers clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ flink-up: setup ## start a Flink cluster, Beam's job server and worker pool; ARG
 
 flink-down: setup ## stop them
 	@$(BIN)/python -m deploy.down --only flink $(ARGS)
+
+submit: setup ## train on them; ARGS="--config FILE --state_dir STATE": options of python -m pipelines.train
+	@$(BIN)/python -m deploy.submit $(ARGS)
 
 servers: setup ## fetch what Kafka and Flink are made of, ahead of the first start
 	$(BIN)/python -m deploy.install

@@ -42,7 +42,7 @@ def world(tmp_path_factory, broker):
     """Both topics with some thousand impressions, and the options that name them."""
     rest = tmp_path_factory.mktemp("world")
     assert replay.main([*WORLD, "--requests", "2000", "--out", str(rest / "logs"), "--kafka", broker.bootstrap]) == 0
-    return ["--kafka", broker.bootstrap, "--config", str(rest / "logs" / "feature_config.toml")]
+    return ["--kafka", broker.bootstrap, "--config", str(rest / "logs" / "feature_config.toml"), "--window", "500"]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,14 @@ def assert_same(state, figures, undisturbed):
     np.testing.assert_allclose(rows_of(state)[2], rows_of(other)[2], atol=1e-5)
 
 
+def workers_of(cluster):
+    return [process.pid for process in cluster.pool.members() if process.pid != cluster.pool.pid]
+
+
+def manifests(state):
+    return {path.name for path in state.glob("shard-000/manifest-*.json")}
+
+
 def jobs(cluster, *states):
     with urllib.request.urlopen(f"http://{cluster.rest}/jobs", timeout=10) as answer:
         return [job["id"] for job in json.load(answer)["jobs"] if job["status"] in states]
@@ -107,12 +115,13 @@ def test_topics_with_an_end_are_learned_and_the_job_ends(cluster, tmp_path, worl
 
 
 def test_a_worker_that_is_killed_costs_nothing_and_a_job_started_anew_goes_on(cluster, tmp_path, world, undisturbed):
-    job = Job(cluster, tmp_path, *world, "--follow", "--snapshot_interval", "2", "--batch_rows", "512", "--step", "128")
+    job = Job(cluster, tmp_path, *world, "--follow", "--snapshot_interval", "2", "--batch_rows", "512")
     job.wait_for(lambda: job.figures()["examples"] > 500)
-    workers = [process.pid for process in cluster.pool.members() if process.pid != cluster.pool.pid]
+    workers = workers_of(cluster)
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
-    job.wait_for(lambda: any(job.state.glob("shard-000/manifest-*")))
+    written = manifests(job.state)
+    job.wait_for(lambda: set(workers_of(cluster)) - set(workers) and manifests(job.state) - written)
     for running in jobs(cluster, "RUNNING", "RESTARTING"):
         request = urllib.request.Request(f"http://{cluster.rest}/jobs/{running}?mode=cancel", method="PATCH")
         urllib.request.urlopen(request, timeout=10).close()
