@@ -398,3 +398,23 @@ def test_a_long_reason_is_cut():
     (letter,) = box.drain()
     assert letter.reason == "schema of " + "x" * (REASON_LIMIT - 10)
     assert (letter.offset, letter.raw) == (7, b"raw")
+
+
+def test_an_increment_does_not_change_while_it_is_written(logs):
+    """Batches are applied meanwhile: nothing in it may be the working state's own memory."""
+    batches = batches_of(logs, batch_rows=150)
+    step = JoinAndLearn(CONFIG, LEARN)
+
+    def contents(increment):
+        whole = {(part, name): array.tobytes() for part, arrays in increment.whole.items() for name, array in arrays.items()}
+        return whole | {name: (part.rows.to_pydict(), part.removed.tobytes()) for name, part in increment.keyed.items()}
+
+    half = len(batches) // 2
+    for batch in batches[:half]:
+        step.apply(batch)
+    increment = step.increment()
+    before = contents(increment)
+    for batch in batches[half:]:
+        step.apply(batch)
+    assert contents(increment) == before
+    assert contents(step.increment()) != before
