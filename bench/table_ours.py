@@ -96,4 +96,4 @@ def make(task: dict[str, Any]) -> tuple[OurTable, Any]:
 
 
 if __name__ == "__main__":
-    serve(make)
+    serve(make, packed=True)

@@ -145,10 +145,15 @@ def draw(rng: np.random.Generator, distribution: str, count: int, size: int) -> 
     return ranks * 7_368_787 % count
 
 
-def ids_of(numbers: np.ndarray) -> np.ndarray:
-    """Numbers int64[N] as feature ids int64[N], of a user and of an item in turn: each two make an example."""
-    slots = np.array([1, 2], np.int64) << 48
-    return (numbers.reshape(-1, 2) + 1 | slots).reshape(-1)
+def ids_of(numbers: np.ndarray, packed: bool) -> np.ndarray:
+    """Numbers int64[N] as ids int64[N], of a user and of an item in turn: each two make an example.
+
+    Packed, the slot is in the high bits, as in a feature id. For DenseHashTable that would be the worst case, a hundred times
+    slower: peers have users and items numbered through.
+    """
+    slots = np.arange(2)
+    pairs = numbers.reshape(-1, 2)
+    return (pairs + 1 | (1 + slots) << 48 if packed else 1 + 2 * pairs + slots).reshape(-1)
 
 
 def resident_bytes() -> int:
@@ -156,8 +161,13 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def serve(make: Callable[[dict[str, Any]], tuple[Table, Callable[[np.ndarray], Any]]]) -> None:
-    """Answers lines of JSON on standard input until it ends; `make` gives a task's table, and what it takes arrays as."""
+def serve(make: Callable[[dict[str, Any]], tuple[Table, Callable[[np.ndarray], Any]]], packed: bool) -> None:
+    """Answers lines of JSON on standard input until it ends.
+
+    Args:
+        make: gives a task's table, and what it takes arrays as.
+        packed: see `ids_of`.
+    """
     task = json.loads(sys.stdin.readline())
     rng = np.random.default_rng(task["seed"])
     table, convert = make(task)
@@ -166,7 +176,7 @@ def serve(make: Callable[[dict[str, Any]], tuple[Table, Callable[[np.ndarray], A
     def fill(upto: int) -> None:
         nonlocal filled
         for start in range(filled, upto, _FILLED_AT_ONCE):
-            table.put(ids_of(np.arange(start // 2, min(start + _FILLED_AT_ONCE, upto) // 2).repeat(2)))
+            table.put(ids_of(np.arange(start // 2, min(start + _FILLED_AT_ONCE, upto) // 2).repeat(2), packed))
         filled = max(filled, upto)
 
     for line in sys.stdin:
@@ -179,7 +189,7 @@ def serve(make: Callable[[dict[str, Any]], tuple[Table, Callable[[np.ndarray], A
             size, seconds = asked["batch"], []
             gradients = convert(rng.normal(size=(size, DIM)).astype(np.float32))
             for _ in range(asked["batches"]):
-                ids = convert(ids_of(draw(rng, asked["ids"], task["keys"] // 2, size)))
+                ids = convert(ids_of(draw(rng, asked["ids"], task["keys"] // 2, size), packed))
                 start = time.perf_counter()
                 table.lookup(ids) if asked["operation"] == "lookup" else table.learn(ids, gradients)
                 seconds.append(time.perf_counter() - start)
@@ -200,4 +210,4 @@ def make_peer(task: dict[str, Any]) -> tuple[Table, Callable[[np.ndarray], Any]]
 
 
 if __name__ == "__main__":
-    serve(make_peer)
+    serve(make_peer, packed=False)

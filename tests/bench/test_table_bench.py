@@ -33,9 +33,11 @@ def test_drawn_ids_are_keys_of_users_and_items_in_turn(distribution):
     assert numbers.min() >= 0 and numbers.max() < 1000
     often = np.bincount(numbers).max() / numbers.size
     assert (often > 0.05) == (distribution == "zipf")
-    slots, values = np.divmod(ids_of(numbers), 1 << 48)
+    slots, values = np.divmod(ids_of(numbers, packed=True), 1 << 48)
     assert slots.tolist() == [1, 2] * 10_000
     assert (values == numbers + 1).all()
+    plain = ids_of(numbers, packed=False)
+    assert np.unique(plain).size == np.unique(ids_of(numbers, packed=True)).size and plain.min() > 0
 
 
 def test_an_unknown_part_is_named():
