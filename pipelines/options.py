@@ -59,8 +59,8 @@ class TrainOptions(PipelineOptions):
         add(
             "--logs",
             metavar="LOGS",
-            help="folder with features/ and actions/, as pipelines.replay writes it, and feature_config.toml; this or --kafka "
-            "is required",
+            help="required: folder with features/ and actions/, as pipelines.replay writes it, and feature_config.toml; or "
+            "--kafka in its place",
         )
         add(
             "--kafka",
@@ -312,8 +312,10 @@ class TrainConfig:
 
 def _place_of(train: TrainOptions) -> LogsPlace:
     """Where the logs are."""
-    if bool(train.logs) == bool(train.kafka):
-        raise UserError("--logs or --kafka is needed, and not both; see python -m pipelines.train --help")
+    if not (train.logs or train.kafka):
+        raise UserError("--logs is missing; see python -m pipelines.train --help")
+    if train.logs and train.kafka:
+        raise UserError("--logs and --kafka are two places for the same logs: give one of them")
     if train.logs:
         if train.kafka_prefix or train.kafka_config:
             raise UserError("--kafka_prefix and --kafka_config are of --kafka: leave them out")

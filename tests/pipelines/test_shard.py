@@ -1,5 +1,6 @@
 """The event-sourced shard: exactly once, whatever fails between any two writes."""
 
+import dataclasses
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tally import LOG, Cells, Tally, batch, process, settle, shard
 
-from pipelines.batches import EventBatch, Final
+from pipelines.batches import EventBatch, Final, Span
 from pipelines.shard import LogGapError
 from pipelines.state_files import Lease, StateError, StateFiles
 from pipelines.step import Version
@@ -53,6 +54,17 @@ def test_a_gap_is_refused_and_an_overlap_dropped(tmp_path):
         process(one, cells, batch(11, 20))
     process(one, cells, batch(5, 15))
     assert one.step.times == dict.fromkeys(range(15), 1)
+
+
+def test_a_last_batch_that_stands_behind_lost_ones_is_refused(tmp_path):
+    """A runner that drops outputs must not end a job as if the logs had held nothing more."""
+    one, cells = shard(tmp_path), Cells()
+    process(one, cells, batch(0, 10))
+    last = dataclasses.replace(EventBatch.decode(batch(20, 20, Final.END)), spans={LOG: Span(20, 20, 20)})
+    with pytest.raises(LogGapError, match="goes from 10 to 20; records are missing"):
+        process(one, cells, last.encode())
+    process(one, cells, batch(10, 20))
+    assert process(one, cells, last.encode())[1].ended
 
 
 def test_inputs_are_bounded(tmp_path):

@@ -120,14 +120,14 @@ class Cells:
 def test_deltas_carry_the_number_of_their_shard(config):
     for number in (0, 3):
         shard = train.train_shard(config, number)
-        batch = dataclasses.replace(as_one(batches_of(config.logs)), shard=number, sync=True)
+        batch = dataclasses.replace(as_one(batches_of(config.logs.root)), shard=number, sync=True)
         (delta,) = shard.process(Cells(), batch.encode()).deltas
         assert delta.shard == number
         assert delta.keys.size > 100
 
 
 def elements(config, **options):
-    return [(shard_key(0), batch.encode()) for batch in batches_of(config.logs, **options)]
+    return [(shard_key(0), batch.encode()) for batch in batches_of(config.logs.root, **options)]
 
 
 def table_of(config):
@@ -161,7 +161,7 @@ def test_the_stateful_step_applies_a_stream_once_even_where_batches_come_twice(c
     assert shard.step.progress.examples == ROWS
     assert shard.counts.restores == 0
     undisturbed = JoinAndLearn(CONFIG, config.learn)
-    undisturbed.apply(as_one(batches_of(config.logs)))
+    undisturbed.apply(as_one(batches_of(config.logs.root)))
     rows = merge([undisturbed.increment()]).keyed["table"].rows.sort_by("key").combine_chunks()
     assert table_of(config) == {name: rows.column(name).to_pylist() for name in ("key", "values", "counts")}
 
