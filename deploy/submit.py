@@ -1,6 +1,6 @@
 """Submits the training job to the servers that `deploy.up` started on this machine.
 
-    python -m deploy.submit --config out/world/feature_config.toml --state_dir out/flink/state --model_dir out/servers/models
+    python -m deploy.submit --config out/world/feature_config.toml --state_dir out/flink/state --model_dir out/models
 
 All options are those of `python -m pipelines.train`, which it becomes; it adds where Flink is, and where Kafka is unless
 --logs names a folder. What is given here comes before what it adds.

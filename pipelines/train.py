@@ -272,6 +272,8 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point."""
     setup_logging()
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    # It warns of every option that only a job server knows; what is wrong has been told by then.
+    logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
     return run(argv)
 
 
