@@ -30,7 +30,7 @@ from apache_beam.options.pipeline_options import FlinkRunnerOptions, GoogleCloud
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
 
-from schemas.process import CommandParser, run_main, setup_logging
+from schemas.process import CommandParser, UserError, run_main, setup_logging
 from schemas.quiet import quiet_imports
 
 with quiet_imports():
@@ -240,6 +240,8 @@ def _run(options: PipelineOptions, config: TrainConfig) -> None:
                 _end(result, options, StateFiles(config.state_dir, 0))
     except Exception as error:
         said = failures.first()
+        if said is None and "JobCancellationException" in str(error):  # Flink's, through a job server that tells no other state
+            said = UserError(f"the job was cancelled: submitted again, it goes on from --state_dir {config.state_dir}")
         if said is None:
             raise
         raise said from error

@@ -125,7 +125,8 @@ def test_a_worker_that_is_killed_costs_nothing_and_a_job_started_anew_goes_on(cl
     for running in jobs(cluster, "RUNNING", "RESTARTING"):
         request = urllib.request.Request(f"http://{cluster.rest}/jobs/{running}?mode=cancel", method="PATCH")
         urllib.request.urlopen(request, timeout=10).close()
-    job.process.wait(WAIT_S)
+    assert job.process.wait(WAIT_S) == 2
+    assert job.log.read_text().splitlines()[-1].startswith("error: the job was cancelled: submitted again, it goes on from")
     # From the newest snapshot, on another runner, to the end of the topics.
     figures = tmp_path / "rest.json"
     assert train.main([*world, "--state_dir", str(job.state), "--metrics_json", str(figures)]) == 0
