@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import time
@@ -62,8 +63,23 @@ def _gone(token: str, seconds: float) -> bool:
     while left := processes_of(token):
         if time.monotonic() > deadline:
             return False
-        psutil.wait_procs(left, timeout=_LOOK_S)
+        _await_end(left[0].pid)
     return True
+
+
+def _await_end(pid: int) -> None:
+    """Wait until a process ends, or a moment; how it ended is left to be asked by whoever has started it.
+
+    `psutil.Process.wait` would take a child's status away from its `subprocess.Popen`, which then says 0.
+    """
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        select.select([handle], [], [], _LOOK_S)
+    finally:
+        os.close(handle)
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
