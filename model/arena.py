@@ -105,15 +105,19 @@ class RowArena:
         self._free.reserve(rows)
         self._meta[LIMIT] = min(self.most, len(self.records), len(self._free))
 
+    def check_room(self, rows: int) -> None:
+        """Raises MemoryError if it may not hold so many more rows."""
+        if rows > self.most - len(self):
+            raise MemoryError(f"{rows} more rows beside {len(self)} do not fit in {self.most}: give --table_bytes more")
+
     def take(self, rows: int) -> NDArray[np.int32]:
         """`rows` rows to use, int32[rows], their contents undefined.
 
         Raises:
             MemoryError: it may not hold that many.
         """
+        self.check_room(rows)
         self.reserve(rows)
-        if rows > self._meta[LIMIT] - len(self):
-            raise MemoryError(f"{rows} more rows beside {len(self)} do not fit in {self.most}: give --table_bytes more")
         taken = np.empty(rows, np.int32)
         take_rows(self._free.array, self._meta, taken)
         return taken

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from .arena import KEY, NEXT, SEEN, TOUCHED, RowArrays, free_row
 from .cuckoo_kernels import IndexArrays, prefetch_key, remove_key
 from .feature_ids import SLOT_SHIFT
+from .growing_array import kernel_array
 from .prefetch import AHEAD
-from .slot_arrays import SlotArrays
+from .slot_arrays import SlotArrays, slot_rows_of
 
 OLDEST_PART = 0.1  # of all rows: they leave first where memory is short
 _SAMPLE = 256  # rows by which the age of the oldest part is told, to two percent or so
@@ -78,11 +79,12 @@ def evict_rows(
     version: int,
     budget: int,
     hand: int,
+    spare: bool,
     removed: NDArray[np.int64],
 ) -> tuple[int, int]:
     """Moves the hand over at most `budget` rows until `removed` is full of keys last seen at `seen_s` or before, which go.
 
-    Rows that `version` int32 has touched stay: the batch at work uses them.
+    Rows that `version` int32 has touched stay: the batch at work uses them. With `spare` the last rows of a slot stay, too.
 
     Returns:
         Where the hand stands, and how many keys were put into `removed`.
@@ -102,10 +104,33 @@ def evict_rows(
         key = longs[row, KEY]
         if key != 0 and ints[row, TOUCHED] != version and (np.int64(ints[row, SEEN]) & _UINT32) <= seen_s:
             slot = slots.of_number[key >> SLOT_SHIFT]
+            if spare and slot_rows[slot] <= slots.min_rows[slot]:
+                continue
             let_go(tags, words, index_rows, stash, keys, index_meta, free, meta, slot_rows, key, slot)
             removed[gone] = key
             gone += 1
     return hand, gone
+
+
+def outlived_of(slots: SlotArrays, keys: NDArray[np.int64], last_seen_ms: NDArray[np.int64], time_ms: int) -> NDArray[np.bool_]:
+    """bool[R], which of all rows of a table, with keys int64[R], last seen at int64[R], are past their time to live.
+
+    Default rows, with negative keys, never are.
+    """
+    past = np.empty(keys.size, np.bool_)
+    _tell_outlived(
+        kernel_array(keys, np.int64), kernel_array(last_seen_ms, np.int64), slots, slot_rows_of(slots, keys),
+        max(0, time_ms // 1000), past,
+    )  # fmt: skip
+    return past
+
+
+@njit(nogil=True, cache=True)
+def _tell_outlived(keys, last_seen_ms, slots, slot_rows, now_s, past):  # type: ignore[no-untyped-def]
+    for i in range(keys.size):
+        slot = slots.of_number[max(0, keys[i]) >> SLOT_SHIFT]
+        seen_s = max(0, last_seen_ms[i] // 1000)
+        past[i] = keys[i] > 0 and outlived(seen_s, slot, slots.ttl_s, slots.min_rows, slot_rows, now_s)
 
 
 def oldest_seen(arena: RowArrays, first: int) -> int:

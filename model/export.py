@@ -20,9 +20,10 @@ from schemas.files import sync_path
 
 from .catalogue import ITEMS, NAME_BITS, USERS, Entries, entries_of
 from .dense import DenseLayout
+from .eviction import outlived_of
 from .feature_ids import default_key, hash_strings, mix63
 from .serving_graph import DELETED, EMPTY, ServingModel, buckets_for
-from .slot_arrays import SlotArrays, expired
+from .slot_arrays import SlotArrays
 from .snapshot import Increment, matrix_of
 
 #: Videos that the exported catalogue offers as candidates.
@@ -62,7 +63,7 @@ def export_state(state: Increment, config: FeatureConfig) -> ExportState:
     version, newest = (int(x) for x in state.whole["trainer"]["numbers"])
     keys = table.column("key").to_numpy()
     # The trainer reads such a row's slot's default, whether or not its clock hand has come by; so does the serving copy.
-    stays = ~expired(
+    stays = ~outlived_of(
         SlotArrays.of(config), keys, table.column("last_seen_ms").to_numpy(), int(state.whole["table"]["newest_ms"][0])
     )
     return ExportState(

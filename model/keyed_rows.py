@@ -35,8 +35,8 @@ _COUNTERS = ("expired", "evicted", "refused")
 class KeyedRows:
     """Rows with their keys, optimizer state, counts, last-seen times and versions.
 
-    Row numbers hold until rows are next admitted, let go or loaded. Verbs that change rows take turns: several threads may
-    call them.
+    Row numbers hold until rows are next admitted, let go or loaded. Verbs take turns: several threads may call them, but a
+    process that forks within one leaves its child a table that nobody can use.
 
     Args:
         config: slots with their optimizers, and the dimension.
@@ -50,10 +50,12 @@ class KeyedRows:
             passed admission when no row could be had, so far.
 
     Raises:
-        ValueError: `table_bytes` does not hold a single id.
+        ValueError: a negative capacity, or `table_bytes` that do not hold a single id.
     """
 
     def __init__(self, config: FeatureConfig, capacity: int, table_bytes: int | None) -> None:
+        if capacity < 0:
+            raise ValueError(f"a table with room for {capacity} rows: give 0 or more")
         slots = config.slot_order
         optimizers = [slot.optimizer for slot in slots]
         self.dim = config.model.dim
@@ -159,13 +161,13 @@ class KeyedRows:
 
     # Snapshots
 
-    def rows_in_use(self, start: int, stop: int) -> NDArray[np.int32] | None:
-        """Those of rows `start` to `stop` that are in use, int32[R]; None if all that were ever used lie before."""
+    def export_range(self, start: int, stop: int) -> TableRows | None:
+        """Copies of those of rows `start` to `stop` that are in use; None if all that were ever used lie before."""
         with self._lock:
             if start >= self._arena.end:
                 return None
             keys = self._arena.keys[start : min(stop, self._arena.end)]
-            return (start + np.flatnonzero(keys)).astype(np.int32)
+            return self.export((start + np.flatnonzero(keys)).astype(np.int32))
 
     def export(self, rows: NDArray[np.int32]) -> TableRows:
         """Copies of rows int32[R], with all there is to restore them.
@@ -195,14 +197,15 @@ class KeyedRows:
         """Removes keys int64[N], then puts rows in, over what those keys have: what a delta does to a copy.
 
         Raises:
-            ValueError: the rows are of another configuration, and nothing has changed then; or a key occurs twice.
-            MemoryError: there is no room for so many.
+            ValueError: the rows are of another configuration, or a key occurs twice; nothing has changed then.
+            MemoryError: there is no room for so many; nothing has changed then.
         """
         with self._lock:
             self._check_rows(rows)
             removed = kernel_array(removed, np.int64)
             if removed.size and removed.min() <= 0:
                 raise ValueError(f"key {removed.min()} is no feature id: only rows of feature ids can be removed")
+            self._make_room(rows.keys, removed)
             there = self._index.remove(removed)
             self._slot_rows -= slot_rows_of(self._slots, removed[there >= 0])
             self._arena.put_back(there[there >= 0])
@@ -215,6 +218,15 @@ class KeyedRows:
             new = at[touched[at] != wrapped(self.version)]
             touched[new] = wrapped(self.version)
             self._journal.mention(new, self.version, touched, self._arena.end)
+
+    def _make_room(self, keys: NDArray[np.int64], removed: NDArray[np.int64]) -> None:
+        """Has room for what `load` puts in, once `removed` has left."""
+        removed = np.unique(removed)
+        leaving = removed[self._index.find(removed) >= 0]
+        coming = int(np.count_nonzero(self._index.find(keys) < 0)) + np.isin(leaving, keys).sum()
+        self._arena.check_room(coming - leaving.size)
+        self._arena.reserve(coming)
+        self._index.reserve(coming)
 
     def state(self) -> dict[str, NDArray]:
         """What there is besides the rows, as copies: the admission sketch, the journal's tombstones, `newest_ms` int64[1],
@@ -265,10 +277,7 @@ class KeyedRows:
                 setattr(self, name, value)
 
     def _put(self, rows: TableRows, at: NDArray[np.int32], fresh: NDArray[np.int64]) -> None:
-        size = len(self._index)
         self._index.insert(rows.keys[fresh], at[fresh])
-        if len(self._index) != size + fresh.size:
-            raise ValueError("a key occurs twice in the rows to load: merge them first, the last one counts")
         self._slot_rows += slot_rows_of(self._slots, rows.keys[fresh])
         arena, layout = self._arena.arrays(), self._arena.layout
         given = layout.state + rows.optimizer.shape[1]
@@ -284,6 +293,8 @@ class KeyedRows:
 
     def _check_rows(self, rows: TableRows) -> None:
         rows.check(self.row_width, self.optimizer_width)
+        if np.unique(rows.keys).size != len(rows):
+            raise ValueError("a key occurs twice in the rows to load: merge them first, the last one counts")
         check_known(self._slots, rows.keys[rows.keys > 0])
         defaults = rows.keys[rows.keys < 0]
         unknown = defaults[self._index.find(defaults) < 0]

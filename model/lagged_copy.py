@@ -34,7 +34,7 @@ class LaggedCopy:
 
     def _start(self) -> None:
         self._table = EmbeddingTable(self._read_only)
-        self._predictor = Predictor(self._config, self._network, self._table.lookup)
+        self._predictor = Predictor(self._config, self._network, self._table.lookup_part)
         self._newest_event_ms = -1
         self.version = 0
 

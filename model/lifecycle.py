@@ -14,9 +14,8 @@ from .feature_ids import SLOT_SHIFT
 from .slot_arrays import SlotArrays
 
 # Cells of the progress of `admit_ids`.
-AT, REMOVED, COUNTED, CREATED, MENTIONED, REFUSED, WANTS = range(7)
+AT, REMOVED, COUNTED, CREATED, MENTIONED, REFUSED, PASSED, ASKS, WANTS = range(9)
 NOTHING, CELL, ROW = range(3)  # what it wants before it can go on
-ASK = -1  # in progress[REFUSED]: want a row where there is none, rather than refuse
 
 _OUTLIVED = -2  # in place of a row number: the id has one, but its time has passed
 _MOST = np.int64(2**31 - 1)
@@ -106,7 +105,8 @@ def admit_ids(
         created: int32[U], takes the positions of ids with a new row, `progress[CREATED]` of them.
         mentions: int32[U + S], takes the rows that this version touches first, `progress[MENTIONED]` of them.
         progress: `progress[COUNTED]` sums the occurrences that the sketch took in, `progress[REFUSED]` counts ids that passed
-            where there was no row for them. Before the end of `unique` the kernel stops only where it wants something.
+            where there was no row for them; with `progress[ASKS]` it stops there and wants one instead. `progress[PASSED]` is
+            the count that the id where it stopped comes in with. Before the end of `unique` it stops only for what it wants.
     """
     tags, words, index_rows, stash, keys, meta = index
     _, ints, longs, free, arena_meta = arena
@@ -140,17 +140,20 @@ def admit_ids(
         if row == NO_ROW:
             row = np.int64(1 + slot)
             if occurrences[i] > 0:
-                full = not can_take(arena_meta)
-                if full and progress[REFUSED] == ASK:
-                    progress[WANTS], progress[AT] = ROW, i
+                count = progress[PASSED]
+                progress[PASSED] = 0
+                if count == 0:
+                    count = _passes(cells, key, admission[slot], missed[slot], np.int64(occurrences[i]), seed, progress)
+                full = count > 0 and not can_take(arena_meta)
+                if full and progress[ASKS]:
+                    progress[WANTS], progress[AT], progress[PASSED] = ROW, i, count
                     return
-                if not has_room(words, stash, meta) and not make_room(index):
-                    progress[WANTS], progress[AT] = CELL, i
-                    return
-                count = _passes(cells, key, admission[slot], missed[slot], np.int64(occurrences[i]), seed, progress)
-                if count > 0 and full:
+                if full:
                     progress[REFUSED] += 1
                 elif count > 0:
+                    if not has_room(words, stash, meta) and not make_room(index):
+                        progress[WANTS], progress[AT], progress[PASSED] = CELL, i, count
+                        return
                     row = take_row(free, arena_meta)
                     longs[row, KEY] = key
                     ints[row, COUNT] = count

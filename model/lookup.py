@@ -20,13 +20,15 @@ def _resolve(ints, slots, slot_rows, now_s, ids, start, n, rows):  # type: ignor
     of_number, ttl_s, min_rows = slots.of_number, slots.ttl_s, slots.min_rows
     for i in range(start, start + n):
         key, row = ids[i], rows[i]
+        if key < 0:  # of a default row, which the index knows: no id
+            return i
         if row >= 0:
-            slot = of_number[np.uint64(key >> SLOT_SHIFT)] if key > 0 else -1
-            if slot >= 0 and outlived(ints[np.uint64(row), np.uint64(SEEN)], slot, ttl_s, min_rows, slot_rows, now_s):
+            slot = of_number[np.uint64(key >> SLOT_SHIFT)]
+            if outlived(ints[np.uint64(row), np.uint64(SEEN)], slot, ttl_s, min_rows, slot_rows, now_s):
                 rows[i] = 1 + slot
         elif key == 0:
             rows[i] = 0
-        elif key < 0 or of_number[key >> SLOT_SHIFT] < 0:
+        elif of_number[key >> SLOT_SHIFT] < 0:
             return i
         else:
             rows[i] = 1 + of_number[key >> SLOT_SHIFT]

@@ -221,7 +221,7 @@ def sum_defaults(
 
     Args:
         rows: int32[U], of the ids; rows 1 to S are default rows.
-        given: bool[1 + S], False; is set for the default rows that are among them.
+        given: bool[1 + S], False; is set for default rows with a gradient that counts: one without is not touched.
         sums: float32[1 + S, 1 + dim], zeros; takes the sums.
 
     Returns:
@@ -232,8 +232,8 @@ def sum_defaults(
     for i in range(rows.size):
         row = rows[i]
         if 0 < row < given.size:
-            given[row] = True
             if _usable(bits, np.uint64(i)):
+                given[row] = True
                 for d in range(gradients.shape[1]):
                     sums[row, d] += gradients[i, d]
             else:

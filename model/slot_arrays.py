@@ -96,16 +96,6 @@ def slot_rows_of(slots: SlotArrays, keys: NDArray[np.int64]) -> NDArray[np.int64
     return np.bincount(slots.of_number[keys[keys > 0] >> SLOT_SHIFT], minlength=slots.ttl_s.size).astype(np.int64)
 
 
-def expired(slots: SlotArrays, keys: NDArray[np.int64], last_seen_ms: NDArray[np.int64], time_ms: int) -> NDArray[np.bool_]:
-    """bool[R], which of all rows of a table, with keys int64[R], last seen at int64[R], are past their time to live.
-
-    A default row never is, nor are the rows of a slot that has no more of them than it keeps at least.
-    """
-    of_key = slots.of_number[np.maximum(keys, 0) >> SLOT_SHIFT]
-    spared = slot_rows_of(slots, keys) <= slots.min_rows
-    return (keys > 0) & (time_ms // 1000 - last_seen_ms // 1000 > slots.ttl_s[of_key]) & ~spared[of_key]
-
-
 def unknown_slot(feature_id: int) -> ValueError:
     """What to raise for an id of a slot that is not configured."""
     return ValueError(

@@ -29,7 +29,7 @@ from .initial import start_rows
 from .journal import wrapped
 from .keyed_rows import KeyedRows
 from .lifecycle import (
-    ASK,
+    ASKS,
     AT,
     CELL,
     COUNTED,
@@ -109,7 +109,13 @@ class EmbeddingTable(KeyedRows):
             return self._dedup(ids)
 
     def count(self, inverse: NDArray[np.int32], first: NDArray[np.bool_], unique: int) -> NDArray[np.int32]:
-        """Occurrences int32[U] of the `unique` distinct ids in the rows that `first` bool[N] marks; 0 for padding."""
+        """Occurrences int32[U] of the `unique` distinct ids in the rows that `first` bool[N] marks; 0 for padding.
+
+        Raises:
+            ValueError: `first` does not mark each row, or there is no distinct id, not even padding.
+        """
+        if first.shape != inverse.shape[:1] or unique < 1:
+            raise ValueError(f"first of shape {first.shape} for {len(inverse)} rows of {unique} distinct ids")
         inverse = check_inverse(inverse, unique, self._slots.of_column.size)
         occurrences = np.zeros(unique, np.int32)
         count_ids_of(inverse, kernel_array(first, np.bool_), occurrences)
@@ -185,7 +191,7 @@ class EmbeddingTable(KeyedRows):
         removed, created = np.empty(unique.size, np.int64), np.empty(unique.size, np.int32)
         mentions = np.empty(unique.size + self._defaults, np.int32)
         progress = np.zeros(WANTS + 1, np.int64)
-        progress[REFUSED] = ASK
+        progress[ASKS] = 1
         seed = (self._seed + self.version * 0x9E3779B97F4A7C15) & ((1 << 63) - 1)  # other draws for each version
         while True:
             admit_ids(
@@ -196,12 +202,12 @@ class EmbeddingTable(KeyedRows):
             if progress[WANTS] == CELL:
                 self._index.relieve()
             elif progress[WANTS] == ROW and not self._evict(unique.size - int(progress[AT])):
-                progress[REFUSED] = 0
+                progress[ASKS] = 0
             elif progress[AT] == unique.size:
                 break
         self._sketch.age(int(progress[COUNTED]))
         self.expired += int(progress[REMOVED])
-        self.refused += max(0, int(progress[REFUSED]))
+        self.refused += int(progress[REFUSED])
         self._journal.remove(removed[: progress[REMOVED]], self.version)
         self._journal.mention(mentions[: progress[MENTIONED]], self.version, self._arena.touched, self._arena.end)
         arena, new = self._arena.arrays(), created[: progress[CREATED]]
@@ -215,8 +221,6 @@ class EmbeddingTable(KeyedRows):
     def lookup(self, ids: NDArray[np.int64], first_out: NDArray[np.float32], v_out: NDArray[np.float32]) -> None:
         """Pools what ids int64[N, W] read, as `pool` does with what `find` found, in one pass. Changes nothing.
 
-        It does not wait for verbs that change the table: several threads may look up parts of a batch.
-
         Args:
             ids: int64[N, W], 0 pads.
             first_out: float32[>= N, S] for first-order weights; rows from N on are left alone.
@@ -225,6 +229,11 @@ class EmbeddingTable(KeyedRows):
         Raises:
             ValueError: an id is of a slot that the configuration lacks.
         """
+        with self._lock:
+            self.lookup_part(ids, first_out, v_out)
+
+    def lookup_part(self, ids: NDArray[np.int64], first_out: NDArray[np.float32], v_out: NDArray[np.float32]) -> None:
+        """`lookup` for several threads at once, of a caller that lets nobody change the table meanwhile."""
         ids = kernel_array(ids, np.int64)
         width = self._slots.of_column.size
         if ids.ndim != 2 or ids.shape[1] != width:
@@ -255,7 +264,7 @@ class EmbeddingTable(KeyedRows):
     ) -> None:
         """Pools a batch by slot, summed, or averaged over the ids present; a slot without ids is 0.
 
-        Reads the table only, without waiting for other verbs: several threads may pool parts of a batch.
+        Several threads may pool parts of a batch at once; nobody may change the table meanwhile, as rows would not hold then.
 
         Args:
             rows: int32[U] rows of the distinct ids.
@@ -362,21 +371,25 @@ class EmbeddingTable(KeyedRows):
             return int(gone)
 
     def _evict(self, wanted: int) -> bool:
-        """Frees at most `wanted` rows, the oldest tenth's first; whether it freed any. This version's rows stay."""
+        """Frees at most `wanted` rows, the oldest tenth's first; whether it freed any.
+
+        This version's rows stay, and so do the last of each slot, its `min_rows`, unless there are no others.
+        """
         wanted = min(wanted, _EVICTED_AT_ONCE, 1 + len(self) // 64)
         removed, arena, freed = np.empty(wanted, np.int64), self._arena.arrays(), 0
         # Where the oldest tenth lies elsewhere than the hand, any row it comes upon will do: no batch walks a whole table.
         for seen_s in (oldest_seen(arena, 1 + self._defaults), self._now_s):
             self._hands[1], gone = evict_rows(
                 self._index.arrays(), arena, self._slots, self._slot_rows,
-                seen_s, wrapped(self.version), _LOOKED_AT * wanted, self._hands[1], removed[freed:],
+                seen_s, wrapped(self.version), _LOOKED_AT * wanted, self._hands[1], True, removed[freed:],
             )  # fmt: skip
             freed += gone
-        if not freed:  # the batch itself holds most rows: any other, wherever it is
-            self._hands[1], freed = evict_rows(
-                self._index.arrays(), arena, self._slots, self._slot_rows,
-                self._now_s, wrapped(self.version), self._arena.end, self._hands[1], removed,
-            )  # fmt: skip
+        for spare in (True, False):  # the batch itself holds most rows: any other, wherever it is
+            if not freed:
+                self._hands[1], freed = evict_rows(
+                    self._index.arrays(), arena, self._slots, self._slot_rows,
+                    self._now_s, wrapped(self.version), self._arena.end, self._hands[1], spare, removed,
+                )  # fmt: skip
         self._journal.remove(removed[:freed], self.version)
         self.evicted += freed
         return freed > 0

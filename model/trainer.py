@@ -109,7 +109,7 @@ class Trainer:
         self._lock = threading.RLock()
         self._walks: list[int] = []  # versions that snapshots began at
         self._forgets = any(slot.ttl_s is not None for slot in config.slots)
-        self._predictor = Predictor(config, self.network, self.table.lookup)
+        self._predictor = Predictor(config, self.network, self.table.lookup_part)
         heads = len(config.heads)
         self._buffers = Buffers(
             first=(config.num_slots,), v=(config.num_slots, config.model.dim), labels=(heads,), mask=(heads,)

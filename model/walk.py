@@ -31,11 +31,10 @@ class Walk:
 
     def step(self) -> TableRows | None:
         """The next chunk's rows in use; None when the walk has come to the end."""
-        rows = self._table.rows_in_use(self._at, self._at + self._chunk)
-        if rows is None:
-            return None
+        # At version 0 a reader has nothing: what closes the walk will then be everything.
+        rows = self._table.export_range(self._at, self._at + self._chunk) if self.since > 0 else None
         self._at += self._chunk
-        return self._table.export(rows)
+        return rows
 
     def __iter__(self) -> Iterator[TableRows]:
         while (rows := self.step()) is not None:
