@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from schemas.process import UserError
 
 _COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
 _CHUNK = 1 << 20
+_SEAL = "crc32"
 
 
 class SnapshotError(UserError):
@@ -58,13 +60,36 @@ class FileEntry:
     crc32: int
 
 
+def seal(fields: dict[str, Any]) -> str:
+    """JSON of an object that tells if it is altered: what names files and their checksums needs one of its own."""
+    return json.dumps(fields | {_SEAL: _crc32_of(fields)})
+
+
+def unseal(text: str | bytes) -> dict[str, Any]:
+    """What `seal` was given.
+
+    Raises:
+        ValueError: it is no such text, or altered.
+    """
+    fields = json.loads(text)
+    if not isinstance(fields, dict) or _SEAL not in fields:
+        raise ValueError("no checksum in it")
+    if fields.pop(_SEAL) != _crc32_of(fields):
+        raise ValueError("altered since it was written")
+    return fields
+
+
+def _crc32_of(fields: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
+
+
 def write_increment(directory: str | os.PathLike[str], stem: str, increment: Increment) -> list[FileEntry]:
     """Write each part to a new file of its own, named by `stem`; durable when it returns.
 
     Raises:
         FileExistsError: a file of that name is there already.
-        OSError: the disk refuses. Nothing is left of the increment then: on a full disk half of it would stand in the way
-            of the next one.
+        OSError: the disk refuses. Nothing is left of the increment then, nor after any other error: on a full disk half of
+            it would stand in the way of the next one.
     """
     folder = Path(directory)
     entries: list[FileEntry] = []
@@ -76,7 +101,7 @@ def write_increment(directory: str | os.PathLike[str], stem: str, increment: Inc
         for name, arrays in increment.whole.items():
             entries.append(_write(folder / f"{stem}-{name}.whole.arrow", [_arrays_to_table(arrays)]))
         sync_path(folder)
-    except OSError:
+    except BaseException:
         for entry in entries:
             (folder / entry.name).unlink()
         raise

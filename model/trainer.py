@@ -8,17 +8,19 @@ slice of the batch, a thread each.
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from schemas.config import FeatureConfig
+from schemas.files import replace_file
 
 from .deepfm import DeepFM, SliceResult
 from .delta import Delta
@@ -33,6 +35,8 @@ from .snapshot import (
     matrix_of,
     merge,
     read_increment,
+    seal,
+    unseal,
     write_chunks,
     write_increment,
 )
@@ -46,6 +50,7 @@ from .widening import Widening
 _EXPIRE_PER_EXAMPLE = 4
 _TABLE = "table"
 _WALK, _CLOSING = "rows", "closing"  # parts of a snapshot, in the order in which they are put over each other
+_PARTS = "snapshot.json"  # that names their files, and is written last
 
 
 @dataclass(frozen=True)
@@ -231,7 +236,7 @@ class Trainer:
         with self._lock:
             self.table.trim(min([version, *self._walks]))
 
-    def snapshot(self, path: str | Path) -> list[FileEntry]:
+    def snapshot(self, path: str | Path) -> None:
         """All state of one moment, as files in a new folder; another thread may learn meanwhile.
 
         The table's rows are written chunk by chunk; learning waits for one at a time to be copied, and at the end for what it
@@ -247,21 +252,32 @@ class Trainer:
             walk = Walk(self.table)
             self._walks.append(walk.since)
         try:
-            rows = write_chunks(folder, _WALK, _TABLE, map(_rows_to_table, walk))
-            return [rows, *write_increment(folder, _CLOSING, self.increment(walk.since))]
+            chunks = map(_rows_to_table, walk)
+            first = next(chunks, None)  # a table at its very beginning has none
+            walked = [] if first is None else [write_chunks(folder, _WALK, _TABLE, itertools.chain([first], chunks))]
+            closing = write_increment(folder, _CLOSING, self.increment(walk.since))
+            parts = [[asdict(entry) for entry in part] for part in (walked, closing)]
+            replace_file(folder / _PARTS, seal({"parts": parts}), durable=True)
         except BaseException:
             shutil.rmtree(folder)
             raise
         finally:
             self._walks.remove(walk.since)
 
-    def restore(self, path: str | Path, entries: Sequence[FileEntry], shard: tuple[int, int] | None = None) -> None:
+    def restore(self, path: str | Path, shard: tuple[int, int] | None = None) -> None:
         """What `snapshot` wrote, into a new trainer, whatever its capacity; with `shard` as in `load`.
 
         Raises:
-            SnapshotError: a file is missing, truncated or altered, or of another configuration.
+            SnapshotError: a file is missing, truncated or altered, or of another configuration; one that ended before it
+                was written whole lacks its list of files.
         """
-        parts = [[entry for entry in entries if entry.name.startswith(f"{stem}-")] for stem in (_WALK, _CLOSING)]
+        named = Path(path) / _PARTS
+        try:
+            parts = [[FileEntry(**entry) for entry in part] for part in unseal(named.read_bytes())["parts"]]
+        except OSError as error:
+            raise SnapshotError(f"{named}: {error.strerror}; give the folder of a snapshot that is whole") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise SnapshotError(f"{named}: no list of a snapshot's files ({error}); use another snapshot") from error
         self.load(merge([read_increment(path, part) for part in parts]), shard)
 
     def warm_up(self, sizes: Sequence[int]) -> None:

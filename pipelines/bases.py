@@ -73,10 +73,10 @@ class Bases:
         """The segments, or their first ones' new base and the others if it is done."""
         if self._merging is None or not self._merging.base.done():
             return segments
-        merging, self._merging = self._merging, None
         try:
-            return (merging.base.result(), *segments[merging.segments :])
+            return (self._merging.base.result(), *segments[self._merging.segments :])
         except Exception as error:  # memory that ran out, say: whatever it was, the segments are as good
+            self._merging = None
             self.failures += 1
             self._due = time.monotonic() + self._again_s
             known = isinstance(error, OSError | SnapshotError)
@@ -84,6 +84,11 @@ class Bases:
             extra = {"shard": self._files.shard, "reason": reason}
             log.error("merging state files failed", extra=extra, exc_info=None if known else error)
             return segments
+
+    def named(self, segments: Segments) -> None:
+        """A manifest that names these is durable: if they begin with the new base, the next one may be made."""
+        if self._merging is not None and self._merging.base.done() and segments[0] == self._merging.base.result():
+            self._merging = None
 
     def forget(self) -> None:
         """What is being made is of another state than the one to come."""

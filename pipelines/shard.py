@@ -101,6 +101,7 @@ class Shard(Generic[T]):
         self.version = Version(-1, "")
         self.positions: dict[str, Position] = {}
         self._manifest: Manifest | None = None
+        self._base: str | None = None  # name of the manifest in Beam state
         self._cut: _Cut | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"snapshot-{self.files.shard}")
         self._inputs_bytes = 0
@@ -154,6 +155,8 @@ class Shard(Generic[T]):
     def _agree(self, durable: Durable) -> None:
         recorded = durable.version()
         if recorded is not None and recorded == self.version:
+            if (base := durable.base()) != self._base:  # a bundle failed after its manifest: more is kept than was thought
+                self._base, self._inputs_bytes = base, sum(map(len, durable.inputs()))
             return
         if recorded is None:
             self._start_anew(durable)
@@ -166,13 +169,14 @@ class Shard(Generic[T]):
         self.version = Version(found[0].version if found else 0, "")
         if found:
             durable.rebase(self.version, found[0].name, ())
+        self._base = durable.base()
         if self._manifest is not None:
             # A job that ends before its first interval writes one manifest: a base is due for its increments all the same.
             self._bases.start_if_due(self._manifest)
 
     def _restore(self, durable: Durable, recorded: Version) -> None:
         self.counts.restores += 1
-        base = durable.base()
+        self._base = base = durable.base()
         inputs = durable.inputs()
         log.warning("restoring", extra={"shard": self.files.shard, "version": recorded.applied, "inputs": len(inputs)})
         if base is not None:
@@ -268,17 +272,17 @@ class Shard(Generic[T]):
         self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
         try:
             manifest = self._write_manifest(cut)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._failed = True
             self.counts.snapshot_failures += 1
             if needed:
-                raise StateError(
-                    f"{self.files.directory}: {error.strerror}; free space and start again: nothing is lost"
-                ) from error
+                reason = getattr(error, "strerror", None) or "out of memory"
+                raise StateError(f"{self.files.directory}: {reason}; free space and start again: nothing is lost") from error
             log.error("snapshot failed", extra={"shard": self.files.shard, "reason": str(error)})
             return None
         self._failed = False
         durable.rebase(self.version, manifest.name, cut.later)
+        self._base = manifest.name
         self._inputs_bytes = sum(map(len, cut.later))
         if self._final is Final.NO:  # nobody would name it any more, and the process would wait for it at its end
             self._bases.start_if_due(manifest)
@@ -304,7 +308,12 @@ class Shard(Generic[T]):
             publishable=cut.publishable,
             ended=self._final is Final.END and cut.version == self.version.applied,
         )
-        self.files.write(manifest)
+        try:
+            self.files.write(manifest)
+        except BaseException:
+            self.files.discard(entries)
+            raise
+        self._bases.named(manifest.segments)
         self.step.committed()
         self._manifest = manifest
         self.counts.snapshots += 1

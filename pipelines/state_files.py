@@ -7,8 +7,8 @@ garbage. File names carry the shard's version and a token drawn for them: no att
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import json
 import logging
 import os
 import re
@@ -16,11 +16,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, TypeVar
 
-from model.snapshot import FileEntry, Increment, SnapshotError, merge, read_increment, verify, write_increment
+from model.snapshot import FileEntry, Increment, SnapshotError, merge, read_increment, seal, unseal, verify, write_increment
 from schemas.files import replace_file
 from schemas.process import UserError
 
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Seconds that a file without a manifest is kept: from its first byte to the manifest that names it takes less.
+_YOUNG_S = 600.0
 _MANIFEST = re.compile(r"manifest-(\d{12})-([0-9a-f]{16})\.json")
 
 
@@ -94,8 +96,21 @@ class StateFiles:
             raise StateError(f"{self.directory}: cannot be created ({error.strerror}); choose another --state_dir") from error
 
     def write(self, manifest: Manifest) -> None:
-        """Commit: the manifest appears whole or not at all."""
-        replace_file(self.directory / manifest.name, json.dumps(asdict(manifest)), durable=True)
+        """Commit: the manifest appears whole or not at all.
+
+        Raises:
+            OSError: the disk refuses, or a file that it names is gone; there is no such manifest then.
+        """
+        for entry in chain.from_iterable(manifest.segments):
+            path = self.directory / entry.name
+            if path.stat().st_size != entry.bytes:
+                raise OSError(errno.EIO, f"{path.stat().st_size} bytes instead of {entry.bytes}", str(path))
+        path = self.directory / manifest.name
+        try:
+            replace_file(path, seal(asdict(manifest)), durable=True)
+        except BaseException:
+            path.unlink(missing_ok=True)  # it may be there, and not for good
+            raise
         self._stems[manifest.name] = _stems(manifest)
 
     def write_segment(self, stem: str, increment: Increment) -> tuple[FileEntry, ...]:
@@ -106,6 +121,11 @@ class StateFiles:
         """
         return tuple(write_increment(self.directory, stem, increment))
 
+    def discard(self, entries: tuple[FileEntry, ...]) -> None:
+        """Remove a segment that no manifest came to name: a full disk needs its room."""
+        for entry in entries:
+            (self.directory / entry.name).unlink(missing_ok=True)
+
     def read(self, name: str) -> Manifest:
         """A manifest by name.
 
@@ -114,7 +134,7 @@ class StateFiles:
         """
         path = self.directory / name
         try:
-            fields = json.loads(path.read_text())
+            fields = unseal(path.read_bytes())
             segments = tuple(tuple(FileEntry(**entry) for entry in segment) for segment in fields.pop("segments"))
             positions = {name: Position(*at) for name, at in fields.pop("positions").items()}
             manifest = Manifest(segments=segments, positions=positions, **fields)
@@ -176,7 +196,7 @@ class StateFiles:
         return None
 
     def collect(self, keep: Manifest, retention_s: float, merging: str | None = None) -> int:
-        """Remove manifests replaced more than ``retention_s`` ago and the files that none left names.
+        """Remove manifests replaced more than ``retention_s`` ago and the files that none left names, unless they are young.
 
         Args:
             keep: the newest manifest.
@@ -191,21 +211,21 @@ class StateFiles:
         """
         now_ms = time.time() * 1000
         with os.scandir(self.directory) as listing:
-            found = {entry.name: entry for entry in listing}
+            found = {entry.name: at for entry in listing if (at := _changed_ms(entry)) is not None}
         kept = {keep.name}
         # A manifest is replaced when the one after it was created.
         for name, successor in pairwise(sorted(filter(_MANIFEST.fullmatch, found))):
-            if now_ms - found[successor].stat().st_mtime * 1000 <= retention_s * 1000:
+            if now_ms - found[successor] <= retention_s * 1000:
                 kept.add(name)
         self._stems = {name: self._stems_named_by(name) for name in kept}
         stems = {merging}.union(*self._stems.values())
         removed, refusal = 0, None
-        for name, entry in found.items():
-            # What is newer than the manifest to keep may belong to an attempt that is still writing.
-            if name in kept or _stem(name) in stems or entry.stat().st_mtime * 1000 >= keep.created_ms:
+        for name, changed_ms in found.items():
+            # It may belong to an attempt that is still writing, one that has been overtaken included.
+            if name in kept or _stem(name) in stems or changed_ms >= min(keep.created_ms, now_ms - _YOUNG_S * 1000):
                 continue
             try:
-                Path(entry.path).unlink()
+                (self.directory / name).unlink(missing_ok=True)
                 removed += 1
             except OSError as error:
                 refusal = error
@@ -221,6 +241,14 @@ class StateFiles:
                 log.warning("manifest passed over", extra={"manifest": name, "reason": str(error)})
                 self._stems[name] = ()  # told once, not at every snapshot as long as it is kept
         return self._stems[name]
+
+
+def _changed_ms(entry: os.DirEntry[str]) -> float | None:
+    """When a file was written; None if another attempt has removed it meanwhile."""
+    try:
+        return entry.stat().st_mtime * 1000
+    except FileNotFoundError:
+        return None
 
 
 def _stem(file: str) -> str:

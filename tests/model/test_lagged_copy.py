@@ -88,7 +88,8 @@ def test_deltas_go_on_across_a_restart(tmp_path):
     copy.apply(trainer.delta(0))
     learned(6, trainer=trainer, first=12)
     restored = Trainer(CONFIG)
-    restored.restore(tmp_path / "s", trainer.snapshot(tmp_path / "s"))
+    trainer.snapshot(tmp_path / "s")
+    restored.restore(tmp_path / "s")
     delta = restored.delta(copy.version)
     assert delta.from_version == copy.version
     copy.apply(delta)

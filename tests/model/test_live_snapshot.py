@@ -35,7 +35,8 @@ def test_a_snapshot_taken_while_another_thread_learns_is_of_one_moment(tmp_path,
             trainer.trim(trainer.version)
             go.put(None)
     restored = Trainer(CONFIG)
-    restored.restore(tmp_path / "snapshot", snapshot.result())
+    assert snapshot.result() is None
+    restored.restore(tmp_path / "snapshot")
     assert 8 < restored.version <= trainer.version
     undisturbed = learned(4, size=512)
     learned(restored.version - 4, size=64, trainer=undisturbed, first=4)
@@ -57,11 +58,11 @@ def test_nothing_is_left_of_a_snapshot_that_the_disk_refuses(tmp_path, monkeypat
 
 def test_shards_share_the_rows_of_a_snapshot_and_come_together_again(tmp_path):
     whole = learned(6)
-    entries = whole.snapshot(tmp_path / "snapshot")
+    whole.snapshot(tmp_path / "snapshot")
     shards = []
     for number in range(3):
         shards.append(Trainer(CONFIG, capacity=1))
-        shards[-1].restore(tmp_path / "snapshot", entries, shard=(number, 3))
+        shards[-1].restore(tmp_path / "snapshot", shard=(number, 3))
     parts = [rows_by_key(shard) for shard in shards]
     assert sum(map(len, parts)) == len(rows_by_key(whole)) + 2 * CONFIG.num_slots  # each has the default rows
     assert parts[0] | parts[1] | parts[2] == rows_by_key(whole)
@@ -74,4 +75,4 @@ def test_shards_share_the_rows_of_a_snapshot_and_come_together_again(tmp_path):
     }
     learned(1, trainer=shards[1], first=6)
     with pytest.raises(ValueError, match="shard 3 of 3: shards count from 0"):
-        Trainer(CONFIG).restore(tmp_path / "snapshot", entries, shard=(3, 3))
+        Trainer(CONFIG).restore(tmp_path / "snapshot", shard=(3, 3))

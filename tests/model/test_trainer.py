@@ -105,9 +105,9 @@ def test_a_step_that_is_not_finite_is_told_and_leaves_the_dense_part_alone():
 @pytest.mark.parametrize("steps", [1, 4, 9])
 def test_it_goes_on_from_a_snapshot_as_if_nothing_had_happened(tmp_path, steps):
     whole, stopped = learned(steps + 6), learned(steps)
-    entries = stopped.snapshot(tmp_path / "snapshot")
+    stopped.snapshot(tmp_path / "snapshot")
     restored = Trainer(CONFIG)
-    restored.restore(tmp_path / "snapshot", entries)
+    restored.restore(tmp_path / "snapshot")
     assert rows_by_key(restored) == rows_by_key(stopped)
     learned(6, trainer=restored, first=steps)
     assert rows_by_key(restored) == rows_by_key(whole)
@@ -159,19 +159,19 @@ def test_what_has_expired_and_what_is_let_go_next_are_the_same_after_a_restore(t
 
 
 def test_a_snapshot_of_another_model_or_a_cut_file_is_refused(tmp_path):
-    entries = learned(2).snapshot(tmp_path / "snapshot")
+    learned(2).snapshot(tmp_path / "snapshot")
     deeper = replace(CONFIG, model=replace(CONFIG.model, hidden=(*CONFIG.model.hidden, 8)))
     with pytest.raises(SnapshotError, match="dense parameters instead of .*use the configuration they were made with"):
-        Trainer(deeper).restore(tmp_path / "snapshot", entries)
+        Trainer(deeper).restore(tmp_path / "snapshot")
     more_heads = replace(CONFIG, heads=(*CONFIG.heads, Head("share", "share", 60.0)))
     rarer = replace(CONFIG, slots=tuple(replace(slot, admission=slot.admission + 1) for slot in CONFIG.slots))
     for other in (more_heads, rarer):
         with pytest.raises(SnapshotError, match="has not grown from: use the configuration it was made with"):
-            Trainer(other).restore(tmp_path / "snapshot", entries)
+            Trainer(other).restore(tmp_path / "snapshot")
     file = max((tmp_path / "snapshot").iterdir(), key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(SnapshotError, match=file.name):
-        Trainer(CONFIG).restore(tmp_path / "snapshot", entries)
+        Trainer(CONFIG).restore(tmp_path / "snapshot")
     with pytest.raises(FileExistsError):
         learned(1).snapshot(tmp_path / "snapshot")
 
