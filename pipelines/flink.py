@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from schemas.process import UserError
 
@@ -14,6 +16,9 @@ from schemas.process import UserError
 RUNNERS = ("FlinkRunner", "PortableRunner")
 
 _ANSWER_S = 10.0
+_POLL_S = 0.2
+#: What the names of our jobs begin with.
+JOB_PREFIX = "freshet-"
 _ALIVE = ("CREATED", "INITIALIZING", "RUNNING", "RESTARTING", "FAILING")
 
 _DEFAULTS = {
@@ -33,6 +38,9 @@ _DEFAULTS = {
     "state_backend": "filesystem",
     # Without a cache every look at Beam state is a round trip to the task manager.
     "max_cache_memory_usage_mb": "256",
+    # A flag whose presence turns chaining off (its default is true). Beam leaves some operators to be named by Flink, which goes
+    # by what they are chained to, and so by the parallelism: a savepoint would fit no other. Elements are batches, and few.
+    "operator_chaining": None,
     # One shard: a second subtask would have nothing to do.
     "parallelism": "1",
     "max_parallelism": "128",
@@ -49,7 +57,7 @@ def flink_words(words: Sequence[str], state_dir: str) -> list[str]:
     named = {word.split("=", 1)[0] for word in words}
     own = {
         "state_backend_storage_path": Path(state_dir, "checkpoints").absolute().as_uri(),
-        "job_name": f"freshet-{secrets.token_hex(4)}",  # by which it is found again
+        "job_name": f"{JOB_PREFIX}{secrets.token_hex(4)}",  # by which it is found again
     }
     defaults = _DEFAULTS | own
     return list(_options(defaults, named))
@@ -72,12 +80,64 @@ def cancel(rest: str, name: str) -> None:
         UserError: it does not answer.
     """
     try:
-        with urllib.request.urlopen(f"http://{rest}/jobs/overview", timeout=_ANSWER_S) as answer:
-            jobs = [job["jid"] for job in json.load(answer)["jobs"] if job["name"] == name and job["state"] in _ALIVE]
-        for job in jobs:
-            request = urllib.request.Request(f"http://{rest}/jobs/{job}?mode=cancel", method="PATCH")
-            urllib.request.urlopen(request, timeout=_ANSWER_S).close()
+        for job in alive(rest):
+            if job.name == name:
+                _ask(rest, f"/jobs/{job.id}?mode=cancel", method="PATCH")
     except OSError as error:
         raise UserError(
             f"--flink_master {rest}: job {name} cannot be cancelled ({error}): cancel it in Flink's web interface"
         ) from error
+
+
+class Job(NamedTuple):
+    """A job that has not ended."""
+
+    id: str
+    name: str
+
+
+def alive(rest: str) -> list[Job]:
+    """Jobs of a cluster that have not ended, by its REST interface at HOST:PORT.
+
+    Raises:
+        OSError: it does not answer.
+    """
+    return [Job(job["jid"], job["name"]) for job in _ask(rest, "/jobs/overview")["jobs"] if job["state"] in _ALIVE]
+
+
+def stop_with_savepoint(rest: str, job: str, folder: str | None, timeout_s: float) -> str:
+    """Has a job write a savepoint and ends it; where it lies.
+
+    It is cancelled once the savepoint is there: Flink's graceful stop would have sources tell that the logs have ended.
+
+    Args:
+        rest: HOST:PORT of the job manager's REST interface.
+        job: its id.
+        folder: that the savepoint's own folder is made in; None: the cluster's `state.savepoints.dir`.
+        timeout_s: seconds to wait for it.
+
+    Raises:
+        OSError: the cluster does not answer, or refuses.
+        UserError: the job could not write it, or not in time; it runs on then.
+    """
+    asked = {"cancel-job": True} | ({} if folder is None else {"target-directory": folder})
+    trigger = _ask(rest, f"/jobs/{job}/savepoints", "POST", asked)["request-id"]
+    deadline = time.monotonic() + timeout_s
+    while (told := _ask(rest, f"/jobs/{job}/savepoints/{trigger}"))["status"]["id"] != "COMPLETED":
+        if time.monotonic() > deadline:
+            raise UserError(f"job {job}: no savepoint after {timeout_s:.0f} s: see its checkpoints in Flink's web interface")
+        time.sleep(_POLL_S)
+    done = told["operation"]
+    if "failure-cause" in done:
+        said = done["failure-cause"]["stack-trace"].strip().splitlines()
+        raise UserError(f"job {job}: no savepoint, it runs on: {said[-1] if said else done['failure-cause']['class']}")
+    return str(done["location"])
+
+
+def _ask(rest: str, path: str, method: str = "GET", body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+        f"http://{rest}{path}", data, {"Content-Type": "application/json"} if data else {}, method=method
+    )
+    with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:
+        return json.loads(answer.read() or "null")

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 #: Seconds that a file without a manifest is kept: from its first byte to the manifest that names it takes less.
 _YOUNG_S = 600.0
+_PIN = ".pin"
 _MANIFEST = re.compile(r"manifest-(\d{12})-([0-9a-f]{16})\.json")
 
 
@@ -163,10 +164,19 @@ class StateFiles:
         """
         return self._highest(lambda manifest: (manifest, self.load(manifest)))
 
+    def manifests(self) -> list[str]:
+        """Names of all manifests, oldest first."""
+        return sorted(path.name for path in self.directory.iterdir() if _MANIFEST.fullmatch(path.name))
+
+    def pin(self, manifests: Sequence[str]) -> None:
+        """Keep manifests, with all that they name, until somebody removes their pins."""
+        for name in manifests:
+            (self.directory / f"{name}{_PIN}").touch()
+
     def ended(self) -> bool:
         """Whether the highest manifest is of logs that have ended."""
-        names = sorted((p.name for p in self.directory.iterdir() if _MANIFEST.fullmatch(p.name)), reverse=True)
-        return bool(names) and self.read(names[0]).ended
+        names = self.manifests()
+        return bool(names) and self.read(names[-1]).ended
 
     def positions(self) -> dict[str, Position]:
         """Positions of the manifest that :meth:`newest` gives, for a source that starts; empty if there is none.
@@ -185,8 +195,8 @@ class StateFiles:
 
     def _highest(self, take: Callable[[Manifest], T]) -> T | None:
         """What ``take`` makes of the highest manifest of which it finds every file whole."""
-        names = sorted((p.name for p in self.directory.iterdir() if _MANIFEST.fullmatch(p.name)), reverse=True)
-        for name in names:
+        names = self.manifests()
+        for name in reversed(names):
             try:
                 return take(self.read(name))
             except (SnapshotError, StateError) as error:
@@ -212,7 +222,8 @@ class StateFiles:
         now_ms = time.time() * 1000
         with os.scandir(self.directory) as listing:
             found = {entry.name: at for entry in listing if (at := _changed_ms(entry)) is not None}
-        kept = {keep.name}
+        pins = {name for name in found if name.endswith(_PIN)}
+        kept = {keep.name} | {name.removesuffix(_PIN) for name in pins} & found.keys()
         # A manifest is replaced when the one after it was created.
         for name, successor in pairwise(sorted(filter(_MANIFEST.fullmatch, found))):
             if now_ms - found[successor] <= retention_s * 1000:
@@ -222,7 +233,12 @@ class StateFiles:
         removed, refusal = 0, None
         for name, changed_ms in found.items():
             # It may belong to an attempt that is still writing, one that has been overtaken included.
-            if name in kept or _stem(name) in stems or changed_ms >= min(keep.created_ms, now_ms - _YOUNG_S * 1000):
+            if (
+                name in kept
+                or name in pins
+                or _stem(name) in stems
+                or changed_ms >= min(keep.created_ms, now_ms - _YOUNG_S * 1000)
+            ):
                 continue
             try:
                 (self.directory / name).unlink(missing_ok=True)

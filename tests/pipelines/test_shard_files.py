@@ -184,6 +184,21 @@ def test_old_files_that_cannot_be_removed_cost_no_snapshot(tmp_path, caplog, mon
     assert not old.exists()
 
 
+def test_a_pinned_manifest_is_kept_with_its_files_until_its_pin_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.state_files._YOUNG_S", 0.0)
+    one, cells = shard(tmp_path, snapshot_interval_s=0.0, retention_s=0.0), Cells()
+    pinned = process(one, cells, batch(0, 10))[1]
+    one.files.pin([pinned.name])
+    for first in range(10, 300, 10):
+        process(one, cells, batch(first, first + 10))
+        one._bases.wait()
+    assert one.files.manifests() == [pinned.name, one._manifest.name]
+    assert one.files.load(one.files.read(pinned.name)).keyed["tally"].rows.num_rows == 10
+    (one.files.directory / f"{pinned.name}.pin").unlink()
+    process(one, cells, batch(300, 310))
+    assert one.files.manifests() == [one._manifest.name]
+
+
 def test_a_checkpoint_whose_file_is_gone_is_one_line_with_the_command_to_start_anew(tmp_path):
     one, cells = shard(tmp_path), Cells()
     manifest = process(one, cells, batch(0, 10, Final.STOP))[1]
