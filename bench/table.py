@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
 
                 rows[part], found = inserts(args.inserts, args.table_bytes)
             else:
-                from bench.table_latency import latency  # TensorFlow, too: not where memory is measured
+                from bench.table_latency import latency  # and here the network, too
 
                 rows[part], found = latency(args.steps)
             fields |= found | {f"{part}_s": round(time.monotonic() - started, 1)}
