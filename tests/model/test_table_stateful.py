@@ -66,10 +66,11 @@ class TableMachine(RuleBasedStateMachine):
 
     config = CONFIG
 
-    @initialize(capacity=st.sampled_from([0, 1, 64]))
-    def start(self, capacity):
+    @initialize(capacity=st.sampled_from([0, 1, 64]), batches=st.integers(0, 6), seed=st.integers(0, 999))
+    def start(self, capacity, batches, seed):
         self.set_up(capacity, None)
         self.model = TableModel(CONFIG, VALUES, SEED)
+        self.live(seed, batches, count=2)
 
     def set_up(self, capacity, table_bytes):
         self.patch, self.threads_before = pytest.MonkeyPatch(), threads()
@@ -94,6 +95,16 @@ class TableMachine(RuleBasedStateMachine):
 
     def admitted(self, unique, occurrences):
         return self.model.admit(unique, occurrences, self.time_ms, self.table.version)
+
+    @rule(seed=st.integers(0, 999), batches=st.integers(2, 8), count=st.sampled_from([1, 2, 3]))
+    def live(self, seed, batches, count):
+        """Some batches at once: ids by hand are too few to fill a table."""
+        use_threads(count)
+        rng = np.random.default_rng(seed)
+        for _ in range(batches):
+            drawn = rng.integers(-1, IDS.size, rng.integers(1, 120)).tolist()
+            self.learn(drawn, int(rng.integers(-1, 6)), int(rng.integers(99)), rng.random() < 0.9, rng.random() < 0.2)
+            self.model.check(self.table)
 
     @rule(places=places, seconds=st.integers(-3, 12), seed=st.integers(0, 99), counted=st.booleans(), spoilt=st.booleans())
     def learn(self, places, seconds, seed, counted, spoilt):
@@ -130,21 +141,15 @@ class TableMachine(RuleBasedStateMachine):
         np.testing.assert_allclose(gradients[unique != 0], expected[unique != 0], rtol=1e-5, atol=1e-5)
         return gradients
 
-    @rule(places=places)
-    def find(self, places):
-        ids = np.append(IDS, 0)[places]
-        self.same_keys(self.table.find(ids), self.model.read(ids))
-
-    @rule(places=places)
-    def look_up(self, places):
+    @rule(places=places, count=st.sampled_from([1, 2, 3]))
+    def look_up(self, places, count):
+        use_threads(count)
         ids = matrix(places)
+        entries = self.model.read(ids.reshape(-1))
+        self.same_keys(self.table.find(ids.reshape(-1)), entries)
         first, v = self.rows_of_nan(len(ids))
         self.table.lookup(ids, first, v)
-        self.same_pooled(first, v, self.model.read(ids.reshape(-1)).reshape(ids.shape))
-
-    @rule(count=st.sampled_from([1, 2, 3]))
-    def use_threads(self, count):
-        use_threads(count)
+        self.same_pooled(first, v, entries.reshape(ids.shape))
 
     @rule(seconds=st.integers(0, 30), budget=st.sampled_from([-1, 0, 1, 7, 1000]))
     def expire(self, seconds, budget):
@@ -249,11 +254,17 @@ class HeldMachine(TableMachine):
 
     config = HELD
 
-    @initialize(capacity=st.sampled_from([0, 1, 64]), room=st.sampled_from([1, 7, 30, 90]))
-    def start(self, capacity, room):
+    @initialize(
+        capacity=st.sampled_from([0, 1, 64]),
+        batches=st.integers(0, 6),
+        seed=st.integers(0, 999),
+        room=st.sampled_from([1, 7, 30, 90]),
+    )
+    def start(self, capacity, batches, seed, room):
         self.set_up(capacity, bytes_for(HELD, room))
         self.model = HeldModel(HELD, VALUES, SEED, most_ids(self.table))
         assert room <= most_ids(self.table) <= room + 1
+        self.live(seed, batches, count=2)
 
     def admitted(self, unique, occurrences):
         there = self.table.export(self.table.touched_since(0)).keys
@@ -262,4 +273,4 @@ class HeldMachine(TableMachine):
 
 TestTable = TableMachine.TestCase
 TestHeldTable = HeldMachine.TestCase
-TestTable.settings = TestHeldTable.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTable.settings = TestHeldTable.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
