@@ -6,7 +6,8 @@ Tables of dim 16 hold 1 M and 5 M keys; batches are of 4,096 and 65,536 ids, uni
 A lookup gives the embedding of each; a learn also adds the gradients of each id and updates its row by SGD or Adam, and on
 Freshet's side does all else that a step does to the table (see bench/table_ours.py). Every contender is a process of its
 own; their rounds alternate, so that a noisy machine disturbs them alike, and medians of the rounds are reported; the least
-ratio to TFRA's is that on most threads.
+ratio to TFRA's is that on most threads, which it names. At the end it says of each aim whether it is met (see
+bench/table_aims.py).
 
 Peers need an environment of their own, which `make bench-peers` makes: TFRA's cuckoo table with its own optimizers,
 TensorFlow's DenseHashTable and MutableHashTable, and a Python dict over a NumPy matrix. Without it Freshet is measured alone.
@@ -20,7 +21,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 from rich.progress import track
 
 from bench.output import finish, show
+from bench.table_aims import RATIOS, verdicts
 from schemas import flags
 from schemas.process import CommandParser, UserError, run_main, signals_interrupt
 
@@ -112,18 +114,18 @@ def speed(args: argparse.Namespace, tables: list[str]) -> tuple[list[dict[str, o
                     rows.append(shown | {table: found.get(table) for table in tables})
     fields: dict[str, Any] = {"ours": rates[OURS], "peers": {table: rates[table] for table in tables if table != OURS}}
     if TFRA in tables:
-        fields["min_ratio_vs_tfra"] = {
-            what: round(
-                min(
-                    rate / rates[TFRA][s]
-                    for s, rate in rates[OURS].items()
-                    if s.startswith(f"{what}/") and s.endswith(f"/{max(args.threads)}")
-                ),
-                3,
-            )
-            for what in ("lookup", "sgd", "adam")
-        }
+        fields[RATIOS] = least_ratios(rates[OURS], rates[TFRA], max(args.threads))
     return rows, fields
+
+
+def least_ratios(ours: Mapping[str, float], peer: Mapping[str, float], threads: int) -> dict[str, float]:
+    """By operation, the least ratio of our rate to a peer's over all settings on so many threads; and `threads`."""
+    return {"threads": threads} | {
+        what: round(
+            min(rate / peer[s] for s, rate in ours.items() if s.startswith(f"{what}/") and s.endswith(f"/{threads}")), 3
+        )
+        for what in ("lookup", "sgd", "adam")
+    }
 
 
 def memory(args: argparse.Namespace, tables: list[str]) -> tuple[list[dict[str, object]], dict[str, Any]]:
@@ -169,8 +171,6 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         raise UserError(f"--only {args.only}: {', '.join(sorted(unknown))} is unknown: use some of {', '.join(PARTS)}")
 
-    from bench import table_life  # it compiles kernels: not for --help
-
     peers = (_ROOT / _PEERS).exists()
     rows: dict[str, list[dict[str, object]]] = {}
     fields: dict[str, Any] = {}
@@ -182,13 +182,18 @@ def main(argv: list[str] | None = None) -> int:
             elif part == "memory":
                 rows[part], found = memory(args, [OURS, *((TFRA,) if peers else ())])
             elif part == "inserts":
-                rows[part], found = table_life.inserts(args.inserts, args.table_bytes)
+                from bench.table_life import inserts  # it compiles kernels: not for --help
+
+                rows[part], found = inserts(args.inserts, args.table_bytes)
             else:
-                rows[part], found = table_life.latency(args.steps)
+                from bench.table_latency import latency  # and here the network, too
+
+                rows[part], found = latency(args.steps)
             fields |= found | {f"{part}_s": round(time.monotonic() - started, 1)}
-    for part in parts[:-1]:
+    for part in parts:
         show(rows[part])
-    finish(rows[parts[-1]], fields)
+    said, aims = verdicts(fields)
+    finish(said, fields | {"aims": aims})
     return 0
 
 

@@ -4,8 +4,8 @@
 
 An operation is one id that is learned or looked up, one row that expiry looks at, or one row that a reader takes. On one
 thread and on two tables must stay equal bit by bit; a reader's copy must equal the table each time it has taken a delta; the
-table is restored from a snapshot now and then; a third one, held to a number of bytes, must stay within them. A failure names
-the seed and the operation.
+table is restored from a snapshot now and then; a third one, held to a number of bytes, must stay within them, evict only what
+it may, and hold what it should otherwise. The memory of the process must not grow. A failure names the seed and the operation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from model.table import EmbeddingTable
 from model.threads import use_threads
 from schemas.config import FeatureConfig, Head, ModelConfig, OptimizerConfig, Slot
 from schemas.process import CommandParser, UserError, run_main
+from tests.model.held_model import HeldModel, bytes_for, most_ids
 from tests.model.table_model import TableModel
 
 DIM = 4
@@ -39,6 +41,9 @@ CONFIG = FeatureConfig(
     (Head("click", "click", 60.0),),
     ModelConfig(dim=DIM),
 )
+# Of a table held to a number of bytes, see `HeldModel`: videos stay for as long as there is room.
+HELD = replace(CONFIG, slots=tuple(replace(slot, ttl_s=None) if slot.min_rows else slot for slot in CONFIG.slots))
+_MOST_GROWTH = 1.05  # of the memory of the process over the second half of a life, most to most: an allocator's leeway
 _BATCH = 1024  # rows of a batch, of four ids each
 _SKETCH_WIDTH = 1 << 20  # the table's
 
@@ -55,9 +60,9 @@ class Soak:
         self.rng, self.values, self.seed = np.random.default_rng(seed), values, seed
         self.model = TableModel(CONFIG, values, seed, AdmissionSketch(_SKETCH_WIDTH))
         self.tables = {threads: EmbeddingTable(CONFIG, capacity=1, seed=seed) for threads in (1, 2)}
-        record = 8 * ((5 + 1 + (1 + DIM) * 3 + 1) // 2)
-        self.table_bytes = 8 * _SKETCH_WIDTH + values * record  # about a third of the ids there can be
-        self.held = EmbeddingTable(CONFIG, capacity=1, seed=seed, table_bytes=self.table_bytes)
+        self.table_bytes = bytes_for(HELD, values // 2)  # an eighth of the ids there can be
+        self.held = EmbeddingTable(HELD, capacity=1, seed=seed, table_bytes=self.table_bytes)
+        self.held_model = HeldModel(HELD, values, seed, most_ids(self.held), AdmissionSketch(_SKETCH_WIDTH))
         self.copy, self.taken = EmbeddingTable(CONFIG, capacity=1), 0
         self.time_ms, self.batches, self.operations, self.checks = 0, 0, 0, 0
 
@@ -75,22 +80,32 @@ class Soak:
         occurrences = self.held.count(inverse, first, unique.size)
         gradients = self.rng.normal(size=(unique.size, 1 + DIM)).astype(np.float32)
         gradients[self.rng.random(unique.size) < 0.001] = np.nan
-        version = self.tables[1].version + 1
-        entries = self.model.admit(unique, occurrences, self.time_ms, version)
-        left_out = self.model.update(entries, gradients)
         budget = int(self.rng.integers(0, 4 * size))
-        for threads, table in [*self.tables.items(), (2, self.held)]:
+        entries = self.model.admit(unique, occurrences, self.time_ms, self.tables[1].version + 1)
+        left_out = self.model.update(entries, gradients)
+        for threads, table in self.tables.items():
             use_threads(threads)
             table.tick()
             rows = table.admit(unique, occurrences, self.time_ms)
             bad = table.update(rows, gradients)
-            if table is not self.held:
-                assert bad == left_out, f"{bad} gradients left out, expected {left_out}"
-                assert (rows == self.tables[1].find(unique)).all(), "find and admit disagree"
+            assert bad == left_out, f"{bad} gradients left out, expected {left_out}"
+            assert (rows == self.tables[1].find(unique)).all(), "find and admit disagree"
             gone = self._expire(table, budget)
             if threads == 1:
                 self.model.expire(self.time_ms, budget, gone)
+        self._batch_of_held(unique, occurrences, gradients, budget)
         self.operations += 3 * ids.size + 2 * unique.size + 3 * budget
+
+    def _batch_of_held(self, unique: np.ndarray, occurrences: np.ndarray, gradients: np.ndarray, budget: int) -> None:
+        self.held.tick()
+        rows = self.held.admit(unique, occurrences, self.time_ms)
+        there = self.held.export(self.held.touched_since(0)).keys
+        entries = self.held_model.admit(unique, occurrences, self.time_ms, self.held.version, there)
+        assert (self.held.export(rows[rows > 0]).keys == self.held_model.keys[entries[entries >= 0]]).all(), (
+            "an id has another row"
+        )
+        assert self.held.update(rows, gradients) == self.held_model.update(entries, gradients)
+        self.held_model.expire(self.time_ms, budget, self._expire(self.held, budget))
 
     def _expire(self, table: EmbeddingTable, budget: int) -> np.ndarray:
         """Keys that an expiry lets go."""
@@ -126,8 +141,7 @@ class Soak:
             one, two, copy = (getattr(each, name) for each in rows)
             assert one.tobytes() == two.tobytes(), f"{name} depend on the number of threads"
             assert self.taken < self.tables[1].version - 1 or one.tobytes() == copy.tobytes(), f"{name} of the copy are others"
-        held = self.held.export(self.held.touched_since(0))
-        assert np.unique(held.keys).size == len(held) == len(self.held) + len(CONFIG.slots), "a key has two rows"
+        self.held_model.check(self.held, relative=1e-4)
         assert self.held.nbytes <= self.table_bytes, f"{self.held.nbytes} bytes, of {self.table_bytes}"
         self.checks += 1
 
@@ -157,6 +171,8 @@ def soak(operations: int, seed: int, told=lambda done: None) -> dict:
             told(life.operations)
         life.take()
         life.check()
+        growth = growth_of(resident)
+        assert growth <= _MOST_GROWTH, f"the memory of the process has grown to {growth:.3f} of what it was"
     except AssertionError as error:
         raise AssertionError(f"seed {seed}, operation {life.operations}: {error}") from error
     table = life.tables[1]
@@ -167,8 +183,15 @@ def soak(operations: int, seed: int, told=lambda done: None) -> dict:
         "expired": table.expired,
         "evicted": life.held.evicted,
         "seconds": round(time.monotonic() - started, 1),
-        "rss_growth": round(resident[-1] / resident[len(resident) // 2], 3) if resident else None,
+        "refused": life.held.refused,
+        "rss_growth": round(growth, 3),
     }
+
+
+def growth_of(resident: list[int]) -> float:
+    """The most of the second half over the most of the first: what is allocated for a batch comes and goes."""
+    half = len(resident) // 2
+    return max(resident[half:]) / max(resident[:half]) if half else 1.0
 
 
 def resident_bytes() -> int:

@@ -31,7 +31,7 @@ class TableModel:
 
     Attributes:
         keys int64[E], alive bool[E] (whether a row is there), values float32[E, 1 + dim], state float32[E, 2 (1 + dim)],
-        steps, counts, seen_s int64[E]; left_out, expired: counted so far.
+        steps, counts, seen_s int64[E]; expired, refused: counted so far.
     """
 
     def __init__(self, config: FeatureConfig, values: int, seed: int = 0, sketch: AdmissionSketch | None = None) -> None:
@@ -50,7 +50,7 @@ class TableModel:
         self._occurred = np.zeros(entries, np.int64)
         self._ttl_s = np.array([_NEVER_S if slot.ttl_s is None else slot.ttl_s for slot in self.slots])
         self.min_rows = np.array([slot.min_rows for slot in self.slots])
-        self.clock_ms, self.expired = -1, 0
+        self.clock_ms, self.expired, self.refused = -1, 0, 0
         self._start(np.arange(len(self.slots)))
 
     # Ids
@@ -90,8 +90,18 @@ class TableModel:
 
     # What a batch does
 
-    def admit(self, unique: NDArray[np.int64], occurrences: NDArray[np.int32], time_ms: int, version: int) -> NDArray[np.int64]:
-        """`EmbeddingTable.admit` at a version of the table; the entry that each id then reads."""
+    def admit(
+        self,
+        unique: NDArray[np.int64],
+        occurrences: NDArray[np.int32],
+        time_ms: int,
+        version: int,
+        there: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.int64]:
+        """`EmbeddingTable.admit` at a version of the table; the entry that each id then reads.
+
+        `there`: keys int64[R] that have a row then, where memory is short: others that pass were refused.
+        """
         self.clock_ms = max(self.clock_ms, time_ms)
         own, slot = self.entry(unique), self.slot[self.entry(unique)]
         times = occurrences.astype(np.int64)
@@ -107,9 +117,14 @@ class TableModel:
         self.counts[seen] += times[(own >= 0) & self.alive[own]]
         self.seen_s[seen] = np.maximum(self.seen_s[seen], self.now_s)
         counts = self._passing(unique[missing], own[missing], times[missing], version)
-        new = own[missing[counts > 0]]
+        passes = counts > 0
+        if there is not None:
+            refused = passes & ~np.isin(self.keys[own[missing]], there)
+            self.refused += int(np.count_nonzero(refused))
+            passes &= ~refused
+        new = own[missing[passes]]
         self._start(new)
-        self.alive[new], self.counts[new], self.seen_s[new] = True, counts[counts > 0], self.now_s
+        self.alive[new], self.counts[new], self.seen_s[new] = True, counts[passes], self.now_s
         return np.where(own == PADDING, PADDING, np.where(self.alive[own], own, slot))
 
     def _spare(self, s, members, unique, own, times, version, past, goes):
@@ -170,6 +185,18 @@ class TableModel:
                 self.values[entries[drawn], 1:] = (2.0 * _unit(bits[drawn]) - 1.0) * scale
             elif slot.init == "normal":
                 self.values[entries[drawn], 1:] = _normal(bits[drawn]) * scale
+
+    def pool(self, entries: NDArray[np.int64], columns: NDArray[np.int64], mean: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Weights and embeddings float64[N, S, 1 + dim] of entries int64[N, W], PADDING adds nothing.
+
+        Args:
+            columns: int64[W], the slot of each column; mean: bool[S], which slots average over what is no padding.
+        """
+        of_slot = columns == np.arange(mean.size)[:, None]
+        values = np.where((entries == PADDING)[..., None], 0.0, self.values[entries].astype(np.float64))
+        sums = np.einsum("nwd,sw->nsd", values, of_slot.astype(np.float64))
+        present = np.einsum("nw,sw->ns", entries != PADDING, of_slot.astype(np.int64))
+        return sums / np.where(mean, np.maximum(1, present), 1)[..., None]
 
     def update(self, entries: NDArray[np.int64], grads: NDArray[np.float32]) -> int:
         """`EmbeddingTable.update` of the rows of entries; gradients left out."""
