@@ -38,8 +38,8 @@ _DEFAULTS = {
     "state_backend": "filesystem",
     # Without a cache every look at Beam state is a round trip to the task manager.
     "max_cache_memory_usage_mb": "256",
-    # A flag whose presence turns chaining off (its default is true). Beam leaves some operators to be named by Flink, which goes
-    # by what they are chained to, and so by the parallelism: a savepoint would fit no other. Elements are batches, and few.
+    # A flag that turns chaining off: its default is true. Beam leaves it to Flink to name some operators, which goes by what
+    # they are chained to, and so by the parallelism: a savepoint would fit no other. Elements are batches, and few.
     "operator_chaining": None,
     # One shard: a second subtask would have nothing to do.
     "parallelism": "1",
