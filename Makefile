@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo up down kafka-up kafka-down flink-up flink-down submit servers lock test soak check format bench bench-peers clean
+.PHONY: help setup demo up down kafka-up kafka-down flink-up flink-down submit servers lock test soak chaos check format bench bench-peers clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ test: setup ## run the tests, in two processes
 
 soak: setup ## ten million mixed operations on the embedding table, against plain NumPy
 	$(BIN)/python -m tests.model.soak_table
+
+chaos: setup ## the training job on Flink and Kafka while twenty things die under it; ARGS="--faults 40": options of it
+	$(BIN)/python -m tests.e2e.chaos $(ARGS)
 
 check: setup ## lint, format check, types
 	$(BIN)/ruff check .

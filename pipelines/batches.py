@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.process import UserError
 
@@ -120,6 +121,23 @@ class EventBatch:
     def keep(self, mask: np.ndarray) -> EventBatch:
         """The same batch with only the events where ``mask`` (bool[N]) holds."""
         return replace(self, events=self.events.filter(pa.array(mask)))
+
+    def as_faults(self, reason: str) -> EventBatch:
+        """The same stretch of the logs with each record as one that cannot be used, for this reason unless it had its own."""
+        places = np.stack([self.column("partition").astype(np.int64), self.column("offset")], axis=1)
+        first = np.sort(np.unique(places, axis=0, return_index=True)[1])  # a request has a row for each of its videos
+        rows = self.events.take(pa.array(first))
+        own = pa.array(rows.column("kind").to_numpy() == Kind.FAULT)
+        n = rows.num_rows
+        replaced = {
+            "kind": pa.array(np.full(n, Kind.FAULT, np.int8)),
+            "key": pa.array(np.zeros(n, np.int64)),
+            "action": pa.array(np.full(n, -1, np.int8)),
+            "ids": pa.nulls(n, EVENTS.field("ids").type),
+            "reason": pc.if_else(own, rows.column("reason"), pa.scalar(reason)),
+        }
+        columns = [replaced.get(name, rows.column(name)) for name in EVENTS.names]
+        return replace(self, events=pa.RecordBatch.from_arrays(columns, schema=EVENTS))
 
     def encode(self) -> bytes:
         """One Arrow IPC stream; the header travels as metadata of its schema."""

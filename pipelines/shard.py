@@ -20,6 +20,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from model.snapshot import FileEntry, Increment, SnapshotError
+from schemas.process import UserError
 
 from .bases import Bases
 from .batches import START, EventBatch, Final, Position
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 _ANEW = "python -m pipelines.train --state_dir {}, without the runner's own checkpoint, starts anew from the newest whole one"
 #: Snapshot intervals to wait after a merge that failed: it takes time and space that snapshots need.
 _MERGE_AGAIN = 10
+#: Times that a batch is tried before it becomes dead letters, and batches in a row that may.
+_ATTEMPTS = 3
+_CRASHES_IN_A_ROW = 3
 
 T = TypeVar("T")
 
@@ -101,6 +105,7 @@ class Shard(Generic[T]):
         self.version = Version(-1, "")
         self.positions: dict[str, Position] = {}
         self._manifest: Manifest | None = None
+        self._crashed_in_a_row = 0
         self._base: str | None = None  # name of the manifest in Beam state
         self._cut: _Cut | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"snapshot-{self.files.shard}")
@@ -119,12 +124,10 @@ class Shard(Generic[T]):
         """
         with self.lock:
             self._agree(durable)
-            version = self.version
-            # Memory is ahead of Beam, or broken, until the write below: an exception must lead to a restore.
-            self.version = Version(-1, "")
+            applied = self.version.applied
             batch = EventBatch.decode(payload)
-            outputs = self._apply(batch)
-            version = Version(version.applied + 1, secrets.token_hex(8))
+            outputs, payload = self._outputs_of(durable, batch, payload)
+            version = Version(applied + 1, secrets.token_hex(8))
             durable.append(version, payload)
             self._inputs_bytes += len(payload)
             if self._cut is not None:
@@ -132,6 +135,41 @@ class Shard(Generic[T]):
             self._final = batch.final
             self.version = version
             return outputs
+
+    def _outputs_of(self, durable: Durable, batch: EventBatch, payload: bytes) -> tuple[T, bytes]:
+        """What a batch comes to, and the batch as it was applied: one that the step crashes on, whatever is tried, becomes
+        dead letters, since it would crash every attempt to come. Several in a row are a fault of the step's own."""
+        crash: Exception | None = None
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                self._recover(durable)
+            # Memory is ahead of Beam, or broken, until the batch is recorded: an exception must lead to a restore.
+            self.version = Version(-1, "")
+            try:
+                outputs = self._apply(batch)
+                self._crashed_in_a_row = 0
+                return outputs, payload
+            except (UserError, MemoryError):
+                raise
+            except Exception as error:
+                log.exception("a batch crashes the step", extra={"shard": self.files.shard, "attempt": attempt + 1})
+                crash = error
+        self._crashed_in_a_row += 1
+        if self._crashed_in_a_row == _CRASHES_IN_A_ROW:
+            assert crash is not None
+            raise crash
+        self._recover(durable)
+        self.version = Version(-1, "")
+        faults = batch.as_faults(f"the step crashed on its batch: {type(crash).__name__}: {crash}")
+        return self._apply(faults), faults.encode()
+
+    def _recover(self, durable: Durable) -> None:
+        """Memory as Beam has it, after a batch has been applied in part."""
+        recorded = durable.version()
+        if recorded is None:
+            self._start_anew(durable)
+        else:
+            self._restore(durable, recorded)
 
     def settle(self, durable: Durable) -> Manifest | None:
         """Begin to write state if it is due, or its manifest if that is done, once the last outputs have been handed on.
@@ -158,10 +196,7 @@ class Shard(Generic[T]):
             if (base := durable.base()) != self._base:  # a bundle failed after its manifest: more is kept than was thought
                 self._base, self._inputs_bytes = base, sum(map(len, durable.inputs()))
             return
-        if recorded is None:
-            self._start_anew(durable)
-        else:
-            self._restore(durable, recorded)
+        self._recover(durable)
 
     def _start_anew(self, durable: Durable) -> None:
         found = self.files.newest()

@@ -3,13 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from deploy.flink_cluster import FlinkCluster
@@ -17,12 +14,11 @@ from deploy.flink_config import FlinkOptions
 from deploy.kafka_broker import KafkaBroker, KafkaOptions
 from pipelines import replay, stop, train
 from pipelines.state_files import StateFiles
+from tests.e2e.flink_jobs import WAIT_S, Job, assert_same, jobs, learned_locally, manifests, workers_of
 
 pytestmark = pytest.mark.usefixtures("needs_servers")
-ROOT = Path(__file__).parents[2]
 ANY_FLINK = FlinkOptions(rest_port=0, rpc_port=0, job_port=0, artifact_port=0, expansion_port=0, pool_port=0)
 WORLD = ("--dataset", "simulator", "--days", "1", "--users", "80", "--seed", "5", "--partitions", "2")
-WAIT_S = 240
 
 
 @pytest.fixture(scope="module")
@@ -54,59 +50,6 @@ def undisturbed(tmp_path_factory, world):
     return json.loads(figures.read_text()), folder / "state"
 
 
-class Job:
-    """`pipelines.train` in a process of its own, which submits to the cluster."""
-
-    def __init__(self, cluster, folder, *options):
-        self.state, self.figures_file, self.log = folder / "state", folder / "figures.json", folder / "log"
-        command = [sys.executable, "-m", "pipelines.train", *options, "--state_dir", str(self.state)]
-        command += ["--metrics_json", str(self.figures_file), *cluster.pipeline_options]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-
-    def figures(self):
-        try:
-            return json.loads(self.figures_file.read_text())
-        except (FileNotFoundError, ValueError):
-            return {"examples": 0}
-
-    def wait_for(self, condition):
-        deadline = time.monotonic() + WAIT_S
-        while not condition():
-            assert time.monotonic() < deadline, self.log.read_text()[-2000:]
-            assert self.process.poll() is None, self.log.read_text()[-2000:]
-            time.sleep(0.05)
-
-
-def rows_of(state):
-    """Rows of the newest state's table by key: counts, and values."""
-    _, found = StateFiles(state, 0).newest()
-    rows = found.keyed["table"].rows.sort_by("key")
-    return rows["key"].to_numpy(), rows["counts"].to_numpy(), np.stack(rows["values"].to_numpy())
-
-
-def assert_same(state, figures, undisturbed):
-    expected, other = undisturbed
-    told = ("examples", "impressions", "actions", "duplicates", "late", "dead_letters", "model_version", "table_rows")
-    assert {name: figures[name] for name in told} == {name: expected[name] for name in told}
-    for mine, theirs in zip(rows_of(state)[:2], rows_of(other)[:2], strict=True):
-        assert (mine == theirs).all()
-    np.testing.assert_allclose(rows_of(state)[2], rows_of(other)[2], atol=1e-5)
-
-
-def workers_of(cluster):
-    return [process.pid for process in cluster.pool.members() if process.pid != cluster.pool.pid]
-
-
-def manifests(state):
-    return {path.name for path in state.glob("shard-000/manifest-*.json")}
-
-
-def jobs(cluster, *states):
-    with urllib.request.urlopen(f"http://{cluster.rest}/jobs", timeout=10) as answer:
-        return [job["id"] for job in json.load(answer)["jobs"] if job["status"] in states]
-
-
 def test_topics_with_an_end_are_learned_and_the_job_ends(cluster, tmp_path, world, undisturbed):
     job = Job(cluster, tmp_path, *world)
     assert job.process.wait(WAIT_S) == 0, job.log.read_text()[-2000:]
@@ -131,13 +74,6 @@ def test_a_worker_that_is_killed_costs_nothing_and_a_job_started_anew_goes_on(cl
     figures = tmp_path / "rest.json"
     assert train.main([*world, "--state_dir", str(job.state), "--metrics_json", str(figures)]) == 0
     assert_same(job.state, json.loads(figures.read_text()), undisturbed)
-
-
-def learned_locally(world, state):
-    """Figures of a run on the local runner to the topics' end, from wherever a state stands."""
-    figures = state.parent / "rest.json"
-    assert train.main([*world, "--state_dir", str(state), "--metrics_json", str(figures)]) == 0
-    return json.loads(figures.read_text())
 
 
 @pytest.fixture(scope="module")

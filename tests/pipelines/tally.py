@@ -82,16 +82,16 @@ class Cells:
         self._version, self._base, self._inputs = version, base, list(later)
 
 
-def batch(first, last, final=Final.NO):
-    plain = {"kind": int(Kind.FAULT), "partition": 0, "key": 0, "action": -1}
+def batch(first, last, final=Final.NO, kind=Kind.FAULT):
+    plain = {"kind": int(kind), "partition": 0, "key": 0, "action": -1}
     rows = [plain | {"offset": o, "time_ms": o, "order_ms": o} for o in range(first, last)]
     events = pa.RecordBatch.from_pylist(rows, schema=EVENTS)
     spans = {LOG: Span(first, last, last)} if last > first else {}
     return EventBatch(0, (LOG,), spans, events, last, final).encode()
 
 
-def shard(folder, **config):
-    return Shard(Tally, StateFiles(folder, 0), ShardConfig(**{"snapshot_interval_s": 1e9, **config}))
+def shard(folder, step=Tally, **config):
+    return Shard(step, StateFiles(folder, 0), ShardConfig(**{"snapshot_interval_s": 1e9, **config}))
 
 
 def process(one, cells, payload):

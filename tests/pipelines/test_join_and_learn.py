@@ -23,7 +23,7 @@ from small_logs import (
 
 from model.snapshot import KeyedPart, merge, read_increment, write_increment
 from pipelines.arms import Arm
-from pipelines.batches import EventBatch, Final
+from pipelines.batches import EventBatch, Final, Kind
 from pipelines.dead_letters import REASON_LIMIT, DeadLetterBox
 from pipelines.decode import RAW_LIMIT, fault_events
 from pipelines.join import Join
@@ -370,6 +370,21 @@ def test_dead_letters_do_not_depend_on_batches_or_restarts(tmp_path):
         return list(itertools.chain.from_iterable(each.dead_letters for each in outputs))
 
     assert [dataclasses.astuple(letter) for letter in letters(again)] == [dataclasses.astuple(a) for a in letters(once)]
+
+
+def test_each_record_of_a_batch_given_up_becomes_one_dead_letter_and_the_rest_is_learned(logs, whole):
+    batches = batches_of(logs, batch_rows=200)
+    given_up = EventBatch.decode(batches[3].as_faults("the step crashed").encode())
+    assert given_up.spans == batches[3].spans
+    rows = batches[3].events.to_pylist()
+    places = {(batches[3].partitions[row["partition"]], row["offset"]) for row in rows}
+    assert len(places) < len(rows)  # requests have several videos
+    step, outputs = run([*batches[:3], given_up, *batches[4:]])
+    letters = [each for each in outputs[3].dead_letters if each.reason == "the step crashed"]
+    assert len(letters) == len(places) and {(each.partition, each.offset) for each in letters} == places
+    lost = whole[0].join.counts.rows - step.join.counts.rows
+    assert 0 < lost <= np.count_nonzero(batches[3].column("kind") == Kind.FEATURES)
+    assert step.trainer.version > 10
 
 
 def test_no_dead_letter_is_longer_than_its_limits(tmp_path):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tally import LOG, Cells, Tally, batch, process, settle, shard
 
-from pipelines.batches import EventBatch, Final, Span
+from pipelines.batches import EventBatch, Final, Kind, Span
 from pipelines.shard import LogGapError
 from pipelines.state_files import Lease, StateError, StateFiles
 from pipelines.step import Version
@@ -39,12 +39,54 @@ def test_an_exception_in_the_step_leaves_no_half_applied_batch(tmp_path):
     one, cells = shard(tmp_path), Cells()
     process(one, cells, batch(0, 10))
     cells.commit()
-    one.step.fail_at = 15
-    with pytest.raises(RuntimeError, match="poison"):
-        process(one, cells, batch(10, 20))
-    cells.rollback()
+    one.step.fail_at = 15  # this once: the step that is made anew does not
     process(one, cells, batch(10, 20))
+    assert one.counts.restores == 1
     assert one.step.times == dict.fromkeys(range(20), 1)
+
+
+class Poisoned(Tally):
+    """A step that some records always crash, in the middle of their batch."""
+
+    poison = frozenset()
+    reasons = ()
+
+    def apply(self, batch):
+        usable = batch.keep(batch.column("kind") != Kind.FAULT)
+        self.fail_at = next(iter(self.poison.intersection(usable.column("offset").tolist())), None)
+        Poisoned.reasons += tuple(batch.keep(batch.column("kind") == Kind.FAULT).events["reason"].to_pylist())
+        return super().apply(usable)
+
+
+@pytest.mark.parametrize("bad", [5, 15])
+def test_a_batch_that_always_crashes_the_step_becomes_dead_letters_and_the_others_go_on(tmp_path, monkeypatch, bad):
+    monkeypatch.setattr(Poisoned, "poison", frozenset({bad}))
+    monkeypatch.setattr(Poisoned, "reasons", ())
+    one, cells = shard(tmp_path, Poisoned), Cells()
+    for first in range(0, 40, 10):
+        process(one, cells, batch(first, first + 10, kind=Kind.ACTION))
+        cells.commit()
+    learned = [offset for offset in range(40) if offset // 10 != bad // 10]
+    assert one.step.times == dict.fromkeys(learned, 1)
+    assert Poisoned.reasons == ("the step crashed on its batch: RuntimeError: poison",) * 10
+    again = shard(tmp_path, Poisoned)  # from Beam's state: what is applied again crashes nothing
+    process(again, cells, batch(40, 50, kind=Kind.ACTION))
+    assert again.step.times == dict.fromkeys([*learned, *range(40, 50)], 1)
+    assert again.counts.restores == 1
+
+
+def test_a_step_that_crashes_on_batch_after_batch_is_no_matter_of_the_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(Poisoned, "poison", frozenset(range(10, 100)))
+    one, cells = shard(tmp_path, Poisoned), Cells()
+    for first in range(0, 30, 10):
+        process(one, cells, batch(first, first + 10, kind=Kind.ACTION))
+        cells.commit()
+    with pytest.raises(RuntimeError, match="poison"):
+        process(one, cells, batch(30, 40, kind=Kind.ACTION))
+    cells.rollback()
+    monkeypatch.setattr(Poisoned, "poison", frozenset())
+    process(one, cells, batch(30, 40, kind=Kind.ACTION))
+    assert one.step.times == dict.fromkeys([*range(10), *range(30, 40)], 1)
 
 
 def test_a_gap_is_refused_and_an_overlap_dropped(tmp_path):
