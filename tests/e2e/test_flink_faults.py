@@ -1,0 +1,80 @@
+"""The training job on a Flink cluster is stopped, or its servers die, and it goes on: what it learns is the same."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import stop
+from pipelines.state_files import StateFiles
+from tests.e2e.flink_jobs import WAIT_S, Job, assert_same, jobs, learned_locally, manifests
+
+pytestmark = pytest.mark.usefixtures("needs_servers")
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory, world):
+    """Options by which the same topics last so long that something can happen, and what the local runner makes of them."""
+    world = [*world, "--step", "4", "--batch_rows", "128"]
+    state = tmp_path_factory.mktemp("slow") / "state"
+    return world, (learned_locally(world, state), state)
+
+
+def test_a_job_stopped_with_a_savepoint_goes_on_from_it_in_two_subtasks(cluster, tmp_path, slow, capsys):
+    world, expected = slow
+    ends = StateFiles(expected[1], 0).positions()
+    options = [*world, "--follow", "--max_bundle_size=2", "--snapshot_interval", "2"]
+    first = Job(cluster, tmp_path, *options)
+    first.wait_for(lambda: first.figures()["examples"] > 300 and manifests(first.state))
+    capsys.readouterr()
+    assert stop.main(["--flink_master", cluster.rest, "--state_dir", str(first.state)]) == 0
+    savepoint = capsys.readouterr().out.strip()
+    assert first.process.wait(WAIT_S) == 2
+    assert jobs(cluster, "RUNNING", "RESTARTING") == []
+    assert StateFiles(first.state, 0).positions() != ends
+    pinned = {path.name.removesuffix(".pin") for path in first.state.glob("shard-000/*.pin")}
+    assert pinned and pinned <= manifests(first.state)
+
+    said = cluster.pool.log.stat().st_size
+    again = Job(cluster, tmp_path, *options, "--parallelism=2", f"--savepoint_path={savepoint}")
+    again.wait_for(lambda: StateFiles(again.state, 0).positions() == ends)
+    folder = tmp_path.as_uri()
+    assert stop.main(["--flink_master", cluster.rest, "--state_dir", str(again.state), "--savepoint_dir", folder]) == 0
+    place = capsys.readouterr().out.strip()
+    assert place.startswith("file:") and Path(place.removeprefix("file:")).parent == tmp_path
+    assert again.process.wait(WAIT_S) == 2
+    with cluster.pool.log.open() as log:
+        log.seek(said)
+        assert "restoring" in log.read()  # a job started anew would not have known of a version to restore
+    assert_same(again.state, learned_locally(world, again.state), expected)
+
+
+def test_a_task_manager_and_a_broker_that_are_killed_and_come_back_cost_nothing(cluster, broker, tmp_path, slow):
+    world, expected = slow
+    job = Job(cluster, tmp_path, *world, "--max_bundle_size=2")
+    job.wait_for(lambda: job.figures()["examples"] > 300)
+    (manager,) = cluster.task_managers
+    manager.kill()
+    manager.start()
+    cluster.wait_ready(time.monotonic() + WAIT_S)
+    before = job.figures()["examples"]
+    job.wait_for(lambda: job.figures()["examples"] > before + 300)
+    (server,) = broker.servers
+    server.kill()
+    server.start()
+    broker.wait_ready(time.monotonic() + WAIT_S)
+    assert job.process.wait(WAIT_S) == 0, job.log.read_text()[-2000:]
+    assert_same(job.state, job.figures(), expected)
+
+
+def test_a_job_manager_that_is_killed_ends_the_job_and_one_submitted_again_goes_on(cluster, tmp_path, slow):
+    world, expected = slow
+    job = Job(cluster, tmp_path, *world, "--max_bundle_size=2", "--snapshot_interval", "2")
+    job.wait_for(lambda: job.figures()["examples"] > 300 and manifests(job.state))
+    cluster.job_manager.kill()
+    cluster.job_manager.start()
+    cluster.wait_ready(time.monotonic() + WAIT_S)
+    assert job.process.wait(WAIT_S) != 0
+    again = Job(cluster, tmp_path, *world)
+    assert again.process.wait(WAIT_S) == 0, again.log.read_text()[-2000:]
+    assert_same(again.state, again.figures(), expected)
