@@ -57,7 +57,7 @@ def inserts(count: int, table_bytes: int) -> tuple[list[dict[str, object]], dict
                 full_rss = full_rss or resident
                 most_rss = max(most_rss, resident)
         seconds.append(took)
-        row: dict[str, object] = {"inserted": part * (number + 1), "s": round(took, 3), "rows": len(ours.table)}
+        row: dict[str, object] = {"inserted": part * (number + 1), "s": round(took, 6), "rows": len(ours.table)}
         rows.append(row | {"evicted": ours.table.evicted, "bytes": ours.table.nbytes, "RSS": resident_bytes()})
     fields = {
         "inserts": part * parts,

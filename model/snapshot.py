@@ -185,12 +185,16 @@ def _merge_keyed(parts: list[KeyedPart]) -> KeyedPart:
 
 
 def matrix_column(array: np.ndarray) -> pa.Array:
-    """A matrix [R, W], float32 or int64, as a column of fixed-size lists."""
+    """A matrix [R, W], float32 or int64, as a column of fixed-size lists; of nulls if it has no columns."""
+    if array.shape[1] == 0:
+        return pa.nulls(len(array))
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(array).reshape(-1)), array.shape[1])
 
 
 def matrix_of(column: pa.ChunkedArray) -> np.ndarray:
-    """The inverse of `matrix_column`."""
+    """The inverse of `matrix_column`; float32 if it had no columns."""
+    if pa.types.is_null(column.type):
+        return np.zeros((len(column), 0), np.float32)
     width = column.type.list_size
     flat = column.combine_chunks().flatten() if len(column) else pa.array([], column.type.value_type)
     return flat.to_numpy(zero_copy_only=False).reshape(-1, width)

@@ -106,15 +106,16 @@ class Stage:
 
     def fill_disk(self) -> None:
         """Until a snapshot has failed."""
-        said = self.cluster.pool.log.stat().st_size
+        (manager,) = self.cluster.task_managers  # its log has the workers' lines
+        said = manager.log.stat().st_size
         filler = self.disk / "filler"
         with contextlib.suppress(OSError), filler.open("wb") as file:
             while True:
                 file.write(bytes(1 << 20))
         deadline = time.monotonic() + WAIT_S
-        while not _said(self.cluster.pool.log, said, "No space left"):
+        while not _said(manager.log, said, "snapshot failed"):
             if time.monotonic() > deadline:
-                raise AssertionError(f"no snapshot failed on a full disk: see {self.cluster.pool.log}")
+                raise AssertionError(f"no snapshot failed on a full disk: see {manager.log}")
             time.sleep(0.2)
         filler.unlink()
 

@@ -1,5 +1,6 @@
 """The training job on a Flink cluster is stopped, or its servers die, and it goes on: what it learns is the same."""
 
+import re
 import time
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def test_a_job_stopped_with_a_savepoint_goes_on_from_it_in_two_subtasks(cluster,
     pinned = {path.name.removesuffix(".pin") for path in first.state.glob("shard-000/*.pin")}
     assert pinned and pinned <= manifests(first.state)
 
-    said = cluster.pool.log.stat().st_size
+    (manager,) = cluster.task_managers  # its log has the workers' lines
+    said = manager.log.stat().st_size
     again = Job(cluster, tmp_path, *options, "--parallelism=2", f"--savepoint_path={savepoint}")
     again.wait_for(lambda: StateFiles(again.state, 0).positions() == ends)
     folder = tmp_path.as_uri()
@@ -43,9 +45,10 @@ def test_a_job_stopped_with_a_savepoint_goes_on_from_it_in_two_subtasks(cluster,
     place = capsys.readouterr().out.strip()
     assert place.startswith("file:") and Path(place.removeprefix("file:")).parent == tmp_path
     assert again.process.wait(WAIT_S) == 2
-    with cluster.pool.log.open() as log:
+    with manager.log.open() as log:
         log.seek(said)
-        assert "restoring" in log.read()  # a job started anew would not have known of a version to restore
+        # A job started anew would not have known of a version to restore.
+        assert re.search(r"shard\.py:\d+ restoring", log.read())
     assert_same(again.state, learned_locally(world, again.state), expected)
 
 

@@ -9,7 +9,7 @@ import pytest
 from model import slices
 from model.snapshot import SnapshotError, merge, read_increment, write_increment
 from model.trainer import ExampleBatch, Trainer
-from schemas.config import Head
+from schemas.config import Head, OptimizerConfig
 from tests.model.model_examples import CONFIG, batch_of, ids_of, learned, rows_by_key, rows_by_number
 
 
@@ -113,6 +113,27 @@ def test_it_goes_on_from_a_snapshot_as_if_nothing_had_happened(tmp_path, steps):
     assert rows_by_key(restored) == rows_by_key(whole)
     np.testing.assert_array_equal(restored.network.state()["theta"], whole.network.state()["theta"])
     assert (restored.version, restored.newest_event_ms) == (whole.version, whole.newest_event_ms)
+
+
+def test_rows_without_optimizer_state_are_written_too(tmp_path):
+    plain = replace(CONFIG, slots=tuple(replace(slot, optimizer=OptimizerConfig("sgd")) for slot in CONFIG.slots))
+    trainer = learned(3, trainer=Trainer(plain))
+    assert trainer.table.optimizer_width == 0
+    trainer.snapshot(tmp_path / "snapshot")
+    restored = Trainer(plain)
+    restored.restore(tmp_path / "snapshot")
+    assert rows_by_key(restored) == rows_by_key(trainer)
+
+
+def test_a_snapshot_without_its_list_of_files_is_refused(tmp_path):
+    learned(1).snapshot(tmp_path / "snapshot")
+    named = tmp_path / "snapshot" / "snapshot.json"
+    named.write_text(named.read_text().replace('"bytes": ', '"bytes": 1'))
+    with pytest.raises(SnapshotError, match=r"snapshot.json: no list of a snapshot's files \(altered since it was written\)"):
+        Trainer(CONFIG).restore(tmp_path / "snapshot")
+    named.unlink()
+    with pytest.raises(SnapshotError, match=r"snapshot.json: No such file or directory; give the folder of a snapshot"):
+        Trainer(CONFIG).restore(tmp_path / "snapshot")
 
 
 def test_increments_come_to_the_whole(tmp_path):

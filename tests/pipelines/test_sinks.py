@@ -225,17 +225,27 @@ def test_a_new_process_does_not_repeat_the_newest_delta(tmp_path):
     assert [each.to_version for each in deltas_in(tmp_path)] == [3, 9, 10]
 
 
-class NoCells:
-    """Beam state that remembers nothing: each call is a job started anew."""
+class Kept:
+    """What a runner that loses nothing keeps for a shard."""
+
+    def __init__(self):
+        self._version, self._base, self._inputs = None, None, []
 
     def version(self):
-        return self._version if hasattr(self, "_version") else None
+        return self._version
+
+    def base(self):
+        return self._base
+
+    def inputs(self):
+        return self._inputs
 
     def append(self, version, payload):
         self._version = version
+        self._inputs.append(payload)
 
     def rebase(self, version, base, later):
-        self._version = version
+        self._version, self._base, self._inputs = version, base, list(later)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +254,7 @@ def snapshots(tmp_path_factory):
     root = tmp_path_factory.mktemp("state")
     write_world(root / "logs", 60)
     files = StateFiles(root / "state", 0)
-    one, cells = Shard(lambda: JoinAndLearn(CONFIG, LearnConfig(step=16)), files, ShardConfig(0.0)), NoCells()
+    one, cells = Shard(lambda: JoinAndLearn(CONFIG, LearnConfig(step=16)), files, ShardConfig(0.0)), Kept()
     refs = []
     for batch in batches_of(root / "logs", batch_rows=80)[:3]:
         one.process(cells, batch.encode())

@@ -113,6 +113,9 @@ class Cells:
     def version(self):
         return None
 
+    def base(self):
+        return None
+
     def append(self, version, payload):
         assert version.applied > 0
 
