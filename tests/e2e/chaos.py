@@ -23,7 +23,7 @@ from deploy.flink_config import FlinkOptions
 from deploy.kafka_broker import KafkaBroker, KafkaOptions
 from deploy.server import processes_of
 from pipelines import replay
-from schemas.process import CommandParser, UserError, run_main
+from schemas.process import CommandParser, UserError, run_main, signals_interrupt
 from tests.e2e.flink_jobs import WAIT_S, Job, assert_same, learned_locally, manifests, workers_of
 
 ANY_FLINK = FlinkOptions(rest_port=0, rpc_port=0, job_port=0, artifact_port=0, expansion_port=0, pool_port=0)
@@ -182,12 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m tests.e2e.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--faults", metavar="N", type=int, default=20, help="(default: %(default)s)")
-    parser.add_argument("--requests", metavar="N", type=int, default=12_000, help="of five videos each (default: %(default)s)")
+    parser.add_argument("--requests", metavar="N", type=int, default=60_000, help="of five videos each (default: %(default)s)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the world and the faults (default: %(default)s)")
     args = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="freshet-chaos-"))
     print(f"logs and states: {folder}", flush=True)
-    chaos(folder, args.faults, args.requests, args.seed)
+    with signals_interrupt():
+        chaos(folder, args.faults, args.requests, args.seed)
     return 0
 
 

@@ -57,22 +57,21 @@ class HeldModel(TableModel):
         outlived = batch & self.past(everywhere)
         gone = self.alive & ~np.isin(self.keys, there) & ~outlived
         assert not (gone & batch).any(), "rows of the batch itself were evicted"
-        before, refused = np.count_nonzero(self.alive) - len(self.slots), self.refused
+        refused = self.refused
         self.alive[gone] = False
         self.evicted += int(np.count_nonzero(gone))
         entries = super().admit(unique, occurrences, time_ms, version, there)
-        self._check_eviction(gone, batch, before, int(np.count_nonzero(outlived)), self.refused - refused)
+        self._check_eviction(gone, batch, int(np.count_nonzero(outlived)), self.refused - refused)
         return entries
 
-    def _check_eviction(
-        self, gone: NDArray[np.bool_], batch: NDArray[np.bool_], before: int, outlived: int, refused: int
-    ) -> None:
+    def _check_eviction(self, gone: NDArray[np.bool_], batch: NDArray[np.bool_], outlived: int, refused: int) -> None:
         ids = self.keys > 0
         rows, others = self.slot_rows(), self.alive & ids & ~batch
         free = self._room - int(rows.sum())
         assert free >= 0, f"{rows.sum()} rows where there is room for {self._room}"
         if gone.any():
-            assert free <= before // 64 + outlived, f"rows were evicted, and {free} are free"
+            # A table that is full evicts at most a row more than a 64th of its rows at once, and one at least is used.
+            assert free <= self._room // 64 + outlived, f"rows were evicted, and {free} are free"
         if refused:
             assert free <= outlived and not others.any(), f"{refused} ids were refused beside {others.sum()} rows of others"
         of_slot = np.bincount(self.slot[gone], minlength=len(self.slots))
