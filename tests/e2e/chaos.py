@@ -163,7 +163,9 @@ def chaos(folder: Path, faults: int, requests: int, seed: int) -> None:
         stage.job.wait_for(lambda: bool(manifests(stage.job.state)))
         for number, fault in enumerate(stage.order(faults), 1):
             at = expected["examples"] * number // (faults + 1)
-            stage.job.wait_for(lambda at=at: stage.job.figures()["examples"] >= at)
+            stage.job.wait_for(lambda at=at: stage.job.ended_well or stage.job.figures()["examples"] >= at)
+            if stage.job.ended_well:  # while something was paused
+                raise UserError(f"the topics ended after {number - 1} of {faults} faults: give --requests more")
             print(f"{number:>3} of {faults}: {fault.__name__} at {stage.job.figures()['examples']:,} examples", flush=True)
             fault()
         if stage.job.process.wait(10 * WAIT_S) != 0:

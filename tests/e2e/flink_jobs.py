@@ -32,6 +32,10 @@ class Job:
         except (FileNotFoundError, ValueError):
             return {"examples": 0}
 
+    @property
+    def ended_well(self):
+        return self.process.poll() == 0
+
     def wait_for(self, condition):
         deadline = time.monotonic() + WAIT_S
         while not condition():
