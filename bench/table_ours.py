@@ -68,18 +68,17 @@ class OurTable:
     def step(self, ids: np.ndarray, gradients: np.ndarray) -> np.ndarray:
         """A step alone."""
         n = ids.size // 2
-        rows, inverse = self._admit(ids.reshape(n, 2), times=1)
-        self.table.pool(rows, inverse, self._first[:n], self._v[:n])
+        rows, values, inverse = self._admit(ids.reshape(n, 2), times=1)
+        self.table.pool(values, inverse, self._first[:n], self._v[:n])
         part = (self._grad_first[:n], gradients.reshape(n, 2, DIM), inverse)
         self.table.update(rows, self.table.scatter([part], rows))
         self.table.expire(self.time_ms, ids.size)
         return self._v[:n].reshape(-1, DIM)
 
-    def _admit(self, ids: np.ndarray, times: int) -> tuple[np.ndarray, np.ndarray]:
-        unique, inverse = self.table.dedup(ids)
+    def _admit(self, ids: np.ndarray, times: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        unique, inverse, occurrences = self.table.dedup(ids)
         self.table.tick()
-        occurrences = self.table.count(inverse, np.ones(len(ids), np.bool_), unique.size)
-        return self.table.admit(unique, occurrences * np.int32(times), self.time_ms), inverse
+        return *self.table.admit(unique, occurrences * np.int32(times), self.time_ms), inverse
 
     def visit(self) -> None:
         """A reader takes what was touched, if it is time."""

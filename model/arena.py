@@ -19,6 +19,7 @@ from .growing_array import GrowingArray
 KEY = 0
 COUNT, SEEN, TOUCHED, STEPS = 2, 3, 4, 5
 NEXT, FREE, LIMIT = 0, 1, 2  # cells of RowArrays.meta: first row never used, rows on the free list, rows there is room for
+STRETCH = 8  # bits of a row number within a stretch of rows that share a cell of RowArrays.due
 
 
 class Layout(NamedTuple):
@@ -44,13 +45,15 @@ class Layout(NamedTuple):
 class RowArrays(NamedTuple):
     """The arena as kernels take it: one memory seen as float32[R, 2 K], int32[R, 2 K] and int64[R, K] (`KEY` and so on).
 
-    `free` is a heap, its lowest number first; `meta` int64[3] is (NEXT, FREE, LIMIT).
+    `free` is a heap, its lowest number first; `due` int64[R / 256] says of each stretch of 256 rows that none of them has
+    outlived its time at that second, or before; `meta` int64[3] is (NEXT, FREE, LIMIT).
     """
 
     floats: NDArray[np.float32]
     ints: NDArray[np.int32]
     longs: NDArray[np.int64]
     free: NDArray[np.int32]
+    due: NDArray[np.int64]
     meta: NDArray[np.int64]
 
 
@@ -71,6 +74,7 @@ class RowArena:
         self.most = most
         self.records = GrowingArray(((layout.end + 1) // 2,), np.int64, min(capacity, most))
         self._free = GrowingArray((), np.int32, min(capacity, most))
+        self._due = GrowingArray((), np.int64, _stretches(min(capacity, most)))
         self._meta = np.zeros(3, np.int64)
         self._meta[LIMIT] = len(self.records)
 
@@ -103,7 +107,8 @@ class RowArena:
         rows = min(self.most, int(self._meta[NEXT]) + max(0, more - int(self._meta[FREE])))
         self.records.reserve(rows)
         self._free.reserve(rows)
-        self._meta[LIMIT] = min(self.most, len(self.records), len(self._free))
+        self._due.reserve(_stretches(rows))
+        self._meta[LIMIT] = min(self.most, len(self.records), len(self._free), len(self._due) << STRETCH)
 
     def check_room(self, rows: int) -> None:
         """Raises MemoryError if it may not hold so many more rows."""
@@ -148,7 +153,16 @@ class RowArena:
     def arrays(self) -> RowArrays:
         """The arrays for one kernel call; valid until the next `reserve`."""
         records = self.records.array
-        return RowArrays(records.view(np.float32), records.view(np.int32), records, self._free.array, self._meta)
+        floats, ints = records.view(np.float32), records.view(np.int32)
+        return RowArrays(floats, ints, records, self._free.array, self._due.array, self._meta)
+
+    def written(self, rows: NDArray[np.int32]) -> None:
+        """Notes that rows int32[N] were last seen at any time: when the first of them is due is not known."""
+        self._due.array[rows >> STRETCH] = 0
+
+
+def _stretches(rows: int) -> int:
+    return (rows >> STRETCH) + 1
 
 
 @njit(inline="always")
@@ -185,6 +199,14 @@ def take_row(free: NDArray[np.int32], meta: NDArray[np.int64]) -> np.int64:
             at, child = child, 2 * child + 1
         free[at] = last
     return row
+
+
+@njit(inline="always")
+def note_due(due: NDArray[np.int64], meta: NDArray[np.int64], row: int, due_s: int) -> None:
+    """Notes when a row that was just taken is due. One that begins a stretch is all there is of it."""
+    stretch = row >> STRETCH
+    alone = row == stretch << STRETCH and row + 1 == meta[NEXT]
+    due[stretch] = due_s if alone else min(due[stretch], due_s)
 
 
 @njit(inline="always")

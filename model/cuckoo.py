@@ -1,8 +1,9 @@
 """Collisionless index from key to row number: bucketised cuckoo hashing.
 
-A key has two buckets of eight cells; a cell holds an 8-bit tag of the hash and a row number, and the key itself lies in its
-row, where it is compared whole: no two keys are ever merged. A key that finds both buckets full displaces others along the
-shortest path to a free cell (breadth first, bounded); where there is none it goes to a small stash. The index grows by
+A key has two buckets of twelve cells, each bucket a cache line; a cell holds an 8-bit tag of the hash and a row number, and
+the key itself lies in its row, where it is compared whole: no two keys are ever merged. A key goes to its first bucket or, if
+that is full, its second; one that finds both full displaces others along the shortest path to a free cell (breadth first,
+bounded); where there is none it goes to a small stash. The index grows by
 splitting one bucket at a time, in turn: an insert never waits for more than a few splits, growth touches no row, and at any
 size the cells are as full as they should be.
 
@@ -21,6 +22,7 @@ from .cuckoo_kernels import (
     CELLS,
     DONE,
     LEVEL,
+    LINE_WORDS,
     MAX_LOAD,
     NO_ROOM,
     SIZE,
@@ -41,6 +43,9 @@ _MIN_LOAD = 0.125  # keys that crowd an index emptier than this share both bucke
 _SPLITS = 16  # buckets split at once where the stash is full
 _LEAST = 1024  # keys a thread: fewer are found sooner than another thread wakes up
 
+#: Bytes of the index for a key, on average, where it is as full as it gets.
+KEY_BYTES = 8 * LINE_WORDS / (CELLS * MAX_LOAD)
+
 
 class CuckooIndex:
     """Map from int64 keys to distinct row numbers, in batches.
@@ -55,8 +60,7 @@ class CuckooIndex:
 
     def __init__(self, capacity: int = 1024, keys: GrowingArray | None = None) -> None:
         buckets = max(_MIN_BUCKETS, int(capacity / (CELLS * MAX_LOAD)) + 1)
-        self._tags = GrowingArray((CELLS,), np.uint8, buckets)
-        self._rows = GrowingArray((CELLS,), np.int32, buckets)
+        self._buckets = GrowingArray((LINE_WORDS,), np.uint64, buckets)
         self._stash = np.zeros(_STASH, np.int32)
         self._keys = GrowingArray((1,), np.int64, capacity) if keys is None else keys
         self._meta = np.zeros(4, np.int64)
@@ -73,8 +77,8 @@ class CuckooIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tags, row numbers and stash; keys are counted with their rows."""
-        return int(self._meta[BUCKETS]) * (self._tags.row_nbytes + self._rows.row_nbytes) + self._stash.nbytes
+        """Bytes of buckets and stash; keys are counted with their rows."""
+        return int(self._meta[BUCKETS]) * self._buckets.row_nbytes + self._stash.nbytes
 
     def find(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
         """Rows int32[N] of keys int64[N]; -1 where there is none."""
@@ -120,23 +124,19 @@ class CuckooIndex:
 
     def reserve(self, more: int) -> None:
         """Has memory ready for the buckets of `more` keys; they come into use one by one."""
-        buckets = int((len(self) + more) / (CELLS * MAX_LOAD)) + 2
-        self._tags.reserve(buckets)
-        self._rows.reserve(len(self._tags))
+        self._buckets.reserve(int((len(self) + more) / (CELLS * MAX_LOAD)) + 2)
 
     def arrays(self) -> IndexArrays:
         """The index for one kernel call; valid until `reserve`, `relieve`, or more rows."""
-        tags = self._tags.array
-        words, rows = tags.view(np.uint64).reshape(-1), self._rows.array.reshape(-1)
-        return IndexArrays(tags.reshape(-1), words, rows, self._stash, self._keys.array, self._meta)
+        words = self._buckets.array.reshape(-1)
+        return IndexArrays(words.view(np.uint8), words, words.view(np.int32), self._stash, self._keys.array, self._meta)
 
     def relieve(self) -> None:
         """Makes room where the stash is full: by splitting buckets, or by a larger stash where that would not help."""
         if len(self) < _MIN_LOAD * CELLS * self._meta[BUCKETS]:
             self._stash = np.concatenate([self._stash, np.zeros_like(self._stash)])
             return
-        self._tags.reserve(int(self._meta[BUCKETS]) + _SPLITS)
-        self._rows.reserve(len(self._tags))
+        self._buckets.reserve(int(self._meta[BUCKETS]) + _SPLITS)
         for _ in range(_SPLITS):
             split_next(self.arrays())
         stashed = self._stash[: self._meta[STASHED]].copy()

@@ -9,12 +9,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .arena import KEY, NEXT, SEEN, TOUCHED, RowArrays, free_row
+from .arena import KEY, NEXT, SEEN, STRETCH, TOUCHED, RowArrays, free_row
 from .cuckoo_kernels import IndexArrays, prefetch_key, remove_key
 from .feature_ids import SLOT_SHIFT
 from .growing_array import kernel_array
 from .prefetch import AHEAD
-from .slot_arrays import SlotArrays, slot_rows_of
+from .slot_arrays import NEVER_S, SlotArrays, slot_rows_of
 
 OLDEST_PART = 0.1  # of all rows: they leave first where memory is short
 _SAMPLE = 256  # rows by which the age of the oldest part is told, to two percent or so
@@ -35,6 +35,22 @@ def let_go(tags, words, index_rows, stash, keys, index_meta, free, meta, slot_ro
 
 
 @njit(nogil=True, cache=True)
+def pass_over(due: NDArray[np.int64], first: int, end: int, hand: int, budget: int, now_s: int) -> tuple[int, int]:
+    """Moves the hand over at most `budget` of the rows `first` to `end`, to the first stretch of which one may be due.
+
+    Returns:
+        Where the hand stands, and what is left of the budget.
+    """
+    while budget > 0:
+        start = hand if first <= hand < end else np.int64(first)
+        if now_s > due[start >> STRETCH]:
+            break
+        hand = min(end, ((start >> STRETCH) + 1) << STRETCH, start + budget)
+        budget -= hand - start
+    return hand, budget
+
+
+@njit(nogil=True, cache=True)
 def expire_rows(
     index: IndexArrays,
     arena: RowArrays,
@@ -52,20 +68,29 @@ def expire_rows(
     """
     first = np.int64(1 + slot_rows.size)  # behind row 0 and the default rows
     tags, words, index_rows, stash, keys, index_meta = index
-    _, ints, longs, free, meta = arena
+    ints, longs, free, due, meta = arena.ints, arena.longs, arena.free, arena.due, arena.meta
     end = meta[NEXT]
     of_number, ttl_s, min_rows = slots.of_number, slots.ttl_s, slots.min_rows
     gone = 0
-    for _ in range(min(budget, end - first)):
-        row = hand if first <= hand < end else int(first)
-        hand = row + 1
-        key = longs[row, KEY]
-        if key != 0:
-            slot = of_number[key >> SLOT_SHIFT]
-            if outlived(ints[row, SEEN], slot, ttl_s, min_rows, slot_rows, now_s):
-                let_go(tags, words, index_rows, stash, keys, index_meta, free, meta, slot_rows, key, slot)
-                removed[gone] = key
-                gone += 1
+    while budget > 0:
+        start = hand if first <= hand < end else first
+        stretch = start >> STRETCH
+        stretch_end = min(end, (stretch + 1) << STRETCH)
+        hand = min(stretch_end, start + budget)
+        soonest = np.int64(NEVER_S)
+        for row in range(start, hand):
+            key = longs[row, KEY]
+            if key != 0:
+                slot = of_number[key >> SLOT_SHIFT]
+                if outlived(ints[row, SEEN], slot, ttl_s, min_rows, slot_rows, now_s):
+                    let_go(tags, words, index_rows, stash, keys, index_meta, free, meta, slot_rows, key, slot)
+                    removed[gone] = key
+                    gone += 1
+                else:
+                    soonest = min(soonest, (np.int64(ints[row, SEEN]) & _UINT32) + ttl_s[slot])
+        if start == max(first, stretch << STRETCH) and hand == stretch_end:
+            due[stretch] = soonest
+        hand, budget = pass_over(due, first, end, hand, budget - (hand - start), now_s)
     return hand, gone
 
 
@@ -91,7 +116,7 @@ def evict_rows(
     """
     first = np.int64(1 + slot_rows.size)
     tags, words, index_rows, stash, keys, index_meta = index
-    _, ints, longs, free, meta = arena
+    ints, longs, free, meta = arena.ints, arena.longs, arena.free, arena.meta
     end = meta[NEXT]
     gone = 0
     for _ in range(min(budget, end - first)):
@@ -100,7 +125,7 @@ def evict_rows(
         row = hand if first <= hand < end else int(first)
         hand = row + 1
         if row + AHEAD < end and longs[row + AHEAD, KEY] != 0:
-            prefetch_key(words, index_rows, index_meta, longs[row + AHEAD, KEY])
+            prefetch_key(words, index_meta, longs[row + AHEAD, KEY])
         key = longs[row, KEY]
         if key != 0 and ints[row, TOUCHED] != version and (np.int64(ints[row, SEEN]) & _UINT32) <= seen_s:
             slot = slots.of_number[key >> SLOT_SHIFT]

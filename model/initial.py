@@ -23,7 +23,7 @@ def start_rows(
 
     The first-order weight is 0, the embedding as the slot has it.
     """
-    floats, ints, longs, _, _ = arena
+    floats, ints, longs = arena.floats, arena.ints, arena.longs
     of_number, init, init_scale, settings = slots.of_number, slots.init, slots.init_scale, slots.optimizers
     for at in created:
         row = rows[at]

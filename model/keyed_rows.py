@@ -16,8 +16,7 @@ from schemas.config import FeatureConfig
 
 from .admission import AdmissionSketch
 from .arena import COUNT, SEEN, STEPS, Layout, RowArena
-from .cuckoo import CuckooIndex
-from .cuckoo_kernels import MAX_LOAD
+from .cuckoo import KEY_BYTES, CuckooIndex
 from .feature_ids import default_key
 from .growing_array import MAX_ROWS, kernel_array
 from .journal import Journal, unwrapped, wrapped
@@ -26,7 +25,6 @@ from .slot_arrays import SlotArrays, check_known, slot_rows_of
 from .table_rows import TableRows
 
 _SKETCH_WIDTH = 1 << 20
-_CELL_BYTES = 5  # a tag and a row number
 _MENTIONS_BYTES = 8  # of the journal, at most, for each row
 _LAST_S = 2**32 - 1  # seconds that a row can have been seen at, in 2106
 _COUNTERS = ("expired", "evicted", "refused")
@@ -87,7 +85,7 @@ class KeyedRows:
         if table_bytes is None:
             return MAX_ROWS
         record = 8 * ((layout.end + 1) // 2)
-        per_row = record + np.dtype(np.int32).itemsize + _CELL_BYTES / MAX_LOAD + _MENTIONS_BYTES
+        per_row = record + np.dtype(np.int32).itemsize + KEY_BYTES + _MENTIONS_BYTES
         most = int((table_bytes - self._sketch.nbytes) / per_row)
         if most < 2 + self._defaults:
             least = self._sketch.nbytes + int(per_row * (2 + self._defaults)) + 1
@@ -288,6 +286,7 @@ class KeyedRows:
             arena.ints[at, STEPS] = rows.steps
         arena.ints[at, COUNT] = rows.counts
         arena.ints.view(np.uint32)[at, SEEN] = np.maximum(rows.last_seen_ms // 1000, 0).astype(np.uint32)
+        self._arena.written(at)
 
     # Checks, so that no kernel reads or writes outside the arena
 

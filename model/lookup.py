@@ -51,11 +51,10 @@ def find_ids(
         Where a slot is not configured, or -1.
     """
     words, index_rows, stash, index_keys, meta = index.words, index.rows, index.stash, index.keys, index.meta
-    cells = np.empty(BLOCK, np.int64)
-    matches = np.empty(BLOCK, np.uint64)
+    hashes, cells = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
     for start in range(0, ids.size, BLOCK):
         n = min(BLOCK, ids.size - start)
-        find_block(index, words, index_rows, stash, index_keys, meta, ids, start, n, cells, matches, rows)
+        find_block(index, words, index_rows, stash, index_keys, meta, ids, start, n, 3, hashes, cells, rows)
         unknown = _resolve(ints, slots, slot_rows, now_s, ids, start, n, rows)
         if unknown >= 0:
             return unknown
@@ -84,13 +83,12 @@ def lookup_ids(
     width = ids.shape[1]
     flat = ids.reshape(-1)
     block = examples_of(width)
-    cells = np.empty(block * width, np.int64)
-    matches = np.empty(block * width, np.uint64)
+    hashes, cells = np.empty(block * width, np.int64), np.empty(block * width, np.int64)
     rows = np.empty(block * width, np.int32)
     for at in range(0, ids.shape[0], block):
         n = min(block, ids.shape[0] - at)
         part = flat[at * width : (at + n) * width]
-        find_block(index, words, index_rows, stash, index_keys, meta, part, 0, n * width, cells, matches, rows)
+        find_block(index, words, index_rows, stash, index_keys, meta, part, 0, n * width, 3, hashes, cells, rows)
         unknown = _resolve(ints, slots, slot_rows, now_s, part, 0, n * width, rows)
         if unknown >= 0:
             return at * width + unknown

@@ -175,7 +175,7 @@ def update_rows(
     Returns:
         Gradients left out because they were not finite, whose rows keep values and state; and how many rows are fresh.
     """
-    floats, ints, longs, _, _ = arena
+    floats, ints, longs = arena.floats, arena.ints, arena.longs
     values, state, defaults = layout.values, layout.state, settings.shape[0]
     bits = gradients.view(np.int32)
     left_out = touched = 0

@@ -11,6 +11,8 @@ from .cuckoo_kernels import BLOCK
 from .growing_array import kernel_array
 from .prefetch import AHEAD, LINE, prefetch
 
+_CLEARED = 64  # sums of ids that come next are cleared together: a branch that is hard to foretell costs more
+
 
 def check_inverse(inverse: NDArray[np.int32], unique: int, width: int) -> NDArray[np.int32]:
     """The inverse int32[N, W] as kernels take it.
@@ -22,9 +24,18 @@ def check_inverse(inverse: NDArray[np.int32], unique: int, width: int) -> NDArra
     if inverse.ndim != 2 or inverse.shape[1] != width:
         raise ValueError(f"an inverse of shape {inverse.shape} for {width} id columns: pass what dedup returned")
     # As unsigned numbers the negative ones are the largest: one pass checks both ends.
-    if inverse.size and int(inverse.view(np.uint32).max()) >= unique:
+    if inverse.size and largest(inverse.reshape(-1)) >= unique:
         raise ValueError(f"the inverse leads outside its {unique} distinct ids: pass what the same dedup returned")
     return inverse
+
+
+@njit(nogil=True, cache=True)
+def largest(numbers: NDArray[np.int32]) -> int:
+    """The largest of int32[N], negative ones being larger than all others; -1 of none."""
+    found = np.uint32(0)
+    for number in numbers:
+        found = max(found, np.uint32(number))
+    return np.int64(found) if numbers.size else np.int64(-1)
 
 
 def check_pooled(name: str, array: NDArray[np.float32], rows: int, shape: tuple[int, ...]) -> None:
@@ -97,33 +108,22 @@ def pool_block(floats, start, cells, n, at, column_slot, mean, first_out, v_out)
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def pool_rows(
-    floats: NDArray[np.float32],
-    start: int,
-    rows: NDArray[np.int32],
+    values: NDArray[np.float32],
     inverse: NDArray[np.int32],
     column_slot: NDArray[np.int32],
     mean: NDArray[np.bool_],
     first_out: NDArray[np.float32],
     v_out: NDArray[np.float32],
 ) -> None:
-    """Pools rows by slot: weights into `first_out` float32[>= N, S], embeddings into `v_out` float32[>= N, S, dim].
+    """Pools values by slot: weights into `first_out` float32[>= N, S], embeddings into `v_out` float32[>= N, S, dim].
 
     Args:
-        floats: float32[R, K], from word `start` on a row's first-order weight, then its embedding; row 0 is zeros.
-        rows: int32[U], rows of the distinct ids, of which the first is padding, in row 0.
+        values: float32[U, 1 + dim] of the distinct ids, of which the first is padding: zeros.
         inverse: int32[N, W].
         column_slot: int32[W], ascending.
         mean: bool[S], whether a slot's bag is averaged over the ids present.
     """
-    width = column_slot.size
-    block = examples_of(width)
-    cells = np.empty(block * width, np.int32)
-    for at in range(0, inverse.shape[0], block):
-        n = min(block, inverse.shape[0] - at)
-        for i in range(n):
-            for c in range(width):
-                cells[i * width + c] = rows[inverse[at + i, c]]
-        pool_block(floats, start, cells, n, at, column_slot, mean, first_out, v_out)
+    pool_block(values, 0, inverse.reshape(-1), inverse.shape[0], 0, column_slot, mean, first_out, v_out)
 
 
 @njit(inline="always")
@@ -141,15 +141,20 @@ def scatter_gradients(
     mean: NDArray[np.bool_],
     start: int,
     stop: int,
+    begun: int,
     out: NDArray[np.float32],
-) -> None:
+) -> int:
     """The transpose of `pool_rows`: adds gradients of pooled slots to those of the distinct ids, `out` float32[U, 1 + dim].
 
     Only distinct ids `start` to `stop` are dealt with, in the order of the batch: threads that share a batch by its ids
     add up what one thread would.
 
     `grad_first` float32[>= N] is that of the sum of a row's weights, the same for all its slots; `grad_v` is
-    float32[>= N, S, dim].
+    float32[>= N, S, dim]. `out` holds sums of the ids before `begun`, and anything for the others: since ids are numbered by
+    first appearance, they are cleared as they come.
+
+    Returns:
+        `begun` for the next part of the batch.
     """
     dim = grad_v.shape[2]
     width = column_slot.size
@@ -170,7 +175,12 @@ def scatter_gradients(
             for k in range(c, end):
                 u = inverse[i, k]
                 if start <= u < stop and u > 0:
-                    out[u, 0] += grad_first[i] * scale
+                    if begun <= u:
+                        clear = min(stop, np.int64(u) + _CLEARED)
+                        out[begun:clear] = np.float32(0.0)
+                        begun = clear
+                    out[word(u, 0), word(0, 0)] += grad_first[i] * scale
                     for d in range(dim):
-                        out[u, 1 + d] += grad_v[i, s, d] * scale
+                        out[word(u, 0), word(1, d)] += grad_v[i, s, word(d, 0)] * scale
             c = end
+    return begun

@@ -14,7 +14,7 @@ from schemas.slots import MAX_SLOT
 from .feature_ids import SLOT_SHIFT
 from .optimizers import adam_rates, settings_of
 
-NEVER_S = np.iinfo(np.int64).max
+NEVER_S = 1 << 62  # far beyond all time, and no overflow beside a time
 NORMAL, UNIFORM, ZEROS = range(3)
 _INITS = {"normal": NORMAL, "uniform": UNIFORM, "zeros": ZEROS}
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from schemas.config import FeatureConfig
 
 from .admission import MAX_THRESHOLD
-from .dedup import Dedup, count_ids_of
-from .eviction import evict_rows, expire_rows, oldest_seen
+from .dedup import Dedup
+from .eviction import evict_rows, expire_rows, oldest_seen, pass_over
 from .feature_ids import SLOT_SHIFT, mix63
 from .growing_array import kernel_array
 from .initial import start_rows
@@ -35,17 +35,19 @@ from .lifecycle import (
     COUNTED,
     CREATED,
     MENTIONED,
+    MISSED,
     REFUSED,
     REMOVED,
     ROW,
     WANTS,
     admit_ids,
+    read_rows,
     see_ids,
 )
 from .lookup import find_ids, lookup_ids
 from .optimizers import sum_defaults, update_rows
 from .pooling import check_inverse, check_pooled, pool_rows, read_only, scatter_gradients
-from .slot_arrays import NEVER_S, check_known, unknown_slot
+from .slot_arrays import check_known, unknown_slot
 from .threads import ranges, run
 
 _LEAST = 4096  # ids a thread: with fewer it would take longer to wake up than to work
@@ -60,8 +62,8 @@ GradientPart = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]
 class EmbeddingTable(KeyedRows):
     """Embeddings by feature id, with optimizer state, counts and last-seen times.
 
-    What `scatter` returns holds until the next `scatter`: fresh memory for each batch would cost more in page faults than
-    the sums.
+    Values that `admit` returns hold until the next `admit`, and what `scatter` returns until the next `scatter`: fresh memory
+    for each batch would cost more in page faults than the work.
 
     Args:
         config: slots with their admission, times to live, initial values and optimizers, and the dimension.
@@ -80,17 +82,17 @@ class EmbeddingTable(KeyedRows):
         super().__init__(config, capacity, table_bytes)
         self._seed = int(mix63(np.array([seed]))[0])
         self._dedup = Dedup(self._slots.of_number)
-        self._gradients = np.zeros((0, self.row_width), np.float32)
+        self._values = self._gradients = np.zeros((0, self.row_width), np.float32)
 
     def warm_up(self) -> None:
         """Compiles every kernel, or reads it from the cache, by the work of one batch on a table that is thrown away."""
         table = EmbeddingTable(self._config, capacity=1)
         numbers = np.array([slot.slot for slot in self._config.slot_order], np.int64)
         ids = ((numbers << SLOT_SHIFT) | 1)[self._slots.of_column][None]
-        unique, inverse = table.dedup(ids)
-        rows = table.admit(unique, table.count(inverse, np.ones(1, np.bool_), unique.size) * MAX_THRESHOLD, 0)
+        unique, inverse, occurrences = table.dedup(ids)
+        rows, values = table.admit(unique, occurrences * np.int32(MAX_THRESHOLD), 0)
         first, v = np.zeros((1, numbers.size), np.float32), np.zeros((1, numbers.size, self.dim), np.float32)
-        table.pool(rows, inverse, first, v)
+        table.pool(values, inverse, first, v)
         table.update(rows, table.scatter([(first[:, 0].copy(), v, inverse)], rows))
         table.load(table.export(table.find(unique)[1:]), unique[1:2])
         table._index.relieve()
@@ -99,27 +101,28 @@ class EmbeddingTable(KeyedRows):
 
     # From ids to rows
 
-    def dedup(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Distinct ids int64[U] of ids int64[N, W], 0 first, then by appearance; int32[N, W] leads back to them.
+    def dedup(
+        self, ids: NDArray[np.int64], counted: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
+        """The distinct ids of a batch.
+
+        Args:
+            ids: int64[N, W], 0 pads.
+            counted: bool[N], whose ids count as occurrences; None: those of all.
+
+        Returns:
+            Distinct ids int64[U], 0 first, then by appearance; int32[N, W] that leads back to them; and how often each occurs
+            in the rows that count, int32[U], 0 for padding.
 
         Raises:
-            ValueError: an id is of a slot that the configuration lacks.
+            ValueError: an id is of a slot that the configuration lacks, or ids and `counted` do not fit.
         """
+        if counted is None:
+            counted = np.ones(len(ids), np.bool_)
+        if ids.ndim != 2 or counted.shape != ids.shape[:1]:
+            raise ValueError(f"ids of shape {ids.shape} with {counted.shape} to count: pass int64[N, W] and bool[N]")
         with self._lock:
-            return self._dedup(ids)
-
-    def count(self, inverse: NDArray[np.int32], first: NDArray[np.bool_], unique: int) -> NDArray[np.int32]:
-        """Occurrences int32[U] of the `unique` distinct ids in the rows that `first` bool[N] marks; 0 for padding.
-
-        Raises:
-            ValueError: `first` does not mark each row, or there is no distinct id, not even padding.
-        """
-        if first.shape != inverse.shape[:1] or unique < 1:
-            raise ValueError(f"first of shape {first.shape} for {len(inverse)} rows of {unique} distinct ids")
-        inverse = check_inverse(inverse, unique, self._slots.of_column.size)
-        occurrences = np.zeros(unique, np.int32)
-        count_ids_of(inverse, kernel_array(first, np.bool_), occurrences)
-        return occurrences
+            return self._dedup(ids, counted)
 
     def find(self, unique: NDArray[np.int64]) -> NDArray[np.int32]:
         """Rows int32[U] of ids int64[U]: an id's own, or its slot's default row; row 0 for id 0. Changes nothing.
@@ -141,8 +144,11 @@ class EmbeddingTable(KeyedRows):
                     raise unknown_slot(int(unique[part][unknown]))
         return rows
 
-    def admit(self, unique: NDArray[np.int64], occurrences: NDArray[np.int32], time_ms: int) -> NDArray[np.int32]:
-        """Rows int32[U] of a batch's distinct ids, after those were given one that have occurred often enough.
+    def admit(
+        self, unique: NDArray[np.int64], occurrences: NDArray[np.int32], time_ms: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Rows int32[U] of a batch's distinct ids, after those were given one that have occurred often enough, and their
+        values float32[U, 1 + dim].
 
         An id whose time to live has passed is let go first, and counts as one never seen.
 
@@ -164,22 +170,34 @@ class EmbeddingTable(KeyedRows):
             self._arena.reserve(unique.size)
             self._index.reserve(unique.size)
             self.advance(time_ms)
-            rows, fresh = self._see(unique, occurrences)
-            self._admit_missing(unique, occurrences, rows, fresh)
-            return rows
+            if len(self._values) < unique.size:
+                self._values = np.empty((2 * unique.size, self.row_width), np.float32)
+            values = self._values[: unique.size]
+            rows, fresh = np.empty(unique.size, np.int32), np.empty(unique.size, np.bool_)
+            if self._see(unique, occurrences, rows, fresh, values):
+                self._admit_missing(unique, occurrences, rows, fresh, values)
+            else:
+                self._journal.mention(rows[fresh], self.version, self._arena.touched, self._arena.end)
+            return rows, values
 
-    def _see(self, unique: NDArray[np.int64], occurrences: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        index, ints, version = self._index.arrays(), self._arena.arrays().ints, wrapped(self.version)
-        rows, fresh = np.empty(unique.size, np.int32), np.empty(unique.size, np.bool_)
+    def _see(
+        self,
+        unique: NDArray[np.int64],
+        occurrences: NDArray[np.int32],
+        rows: NDArray[np.int32],
+        fresh: NDArray[np.bool_],
+        values: NDArray[np.float32],
+    ) -> int:
+        index, arena, version = self._index.arrays(), self._arena.arrays(), wrapped(self.version)
+        first_value, now_s = self._arena.layout.values, self._now_s
 
-        def seen(part: slice) -> None:
-            see_ids(
-                index, ints, self._slots, self._slot_rows,
-                unique[part], occurrences[part], self._now_s, version, rows[part], fresh[part],
+        def seen(part: slice) -> int:
+            return see_ids(
+                index, arena.floats, arena.ints, first_value, self._slots, self._slot_rows,
+                unique[part], occurrences[part], now_s, version, rows[part], fresh[part], values[part],
             )  # fmt: skip
 
-        run(seen, ranges(unique.size, _LEAST))
-        return rows, fresh
+        return sum(run(seen, ranges(unique.size, _LEAST)))
 
     def _admit_missing(
         self,
@@ -187,8 +205,10 @@ class EmbeddingTable(KeyedRows):
         occurrences: NDArray[np.int32],
         rows: NDArray[np.int32],
         fresh: NDArray[np.bool_],
+        values: NDArray[np.float32],
     ) -> None:
         removed, created = np.empty(unique.size, np.int64), np.empty(unique.size, np.int32)
+        missed = np.empty(unique.size, np.int32)
         mentions = np.empty(unique.size + self._defaults, np.int32)
         progress = np.zeros(WANTS + 1, np.int64)
         progress[ASKS] = 1
@@ -197,7 +217,7 @@ class EmbeddingTable(KeyedRows):
             admit_ids(
                 self._index.arrays(), self._arena.arrays(), self._slots, self._slot_rows, self._sketch.cells,
                 unique, occurrences, self._now_s, wrapped(self.version), seed,
-                rows, fresh, removed, created, mentions, progress,
+                rows, fresh, removed, created, missed, mentions, progress,
             )  # fmt: skip
             if progress[WANTS] == CELL:
                 self._index.relieve()
@@ -215,6 +235,7 @@ class EmbeddingTable(KeyedRows):
             lambda part: start_rows(arena, self._arena.layout, self._slots, rows, new[part], self._seed),
             ranges(new.size, _LEAST),
         )
+        read_rows(arena.floats, self._arena.layout.values, rows, missed[: progress[MISSED]], values)
 
     # Between rows and slots
 
@@ -257,27 +278,29 @@ class EmbeddingTable(KeyedRows):
 
     def pool(
         self,
-        rows: NDArray[np.int32],
+        values: NDArray[np.float32],
         inverse: NDArray[np.int32],
         first_out: NDArray[np.float32],
         v_out: NDArray[np.float32],
     ) -> None:
         """Pools a batch by slot, summed, or averaged over the ids present; a slot without ids is 0.
 
-        Several threads may pool parts of a batch at once; nobody may change the table meanwhile, as rows would not hold then.
+        Several threads may pool parts of a batch at once.
 
         Args:
-            rows: int32[U] rows of the distinct ids.
+            values: float32[U, 1 + dim] of the distinct ids; zeros for padding.
             inverse: int32[N, W] from `dedup`.
             first_out: float32[>= N, S] for first-order weights; rows from N on are left alone.
             v_out: float32[>= N, S, dim] for embeddings, likewise.
         """
-        rows, inverse = self._checked_rows(rows), check_inverse(inverse, rows.size, self._slots.of_column.size)
+        values = kernel_array(values, np.float32)
+        if values.ndim != 2 or values.shape[1] != self.row_width:
+            raise ValueError(f"values of shape {values.shape}: pass what admit returned, float32[U, {self.row_width}]")
+        inverse = check_inverse(inverse, len(values), self._slots.of_column.size)
         self._check_pooled(len(inverse), first_out, v_out)
-        floats, values = self._arena.arrays().floats, self._arena.layout.values
         of_column, mean = self._slots.of_column, self._slots.mean
         run(
-            lambda part: pool_rows(floats, values, rows, inverse[part], of_column, mean, first_out[part], v_out[part]),
+            lambda part: pool_rows(values, inverse[part], of_column, mean, first_out[part], v_out[part]),
             ranges(len(inverse), max(1, _LEAST // of_column.size)),
         )
 
@@ -306,11 +329,12 @@ class EmbeddingTable(KeyedRows):
         shares = ranges(rows.size, _LEAST_SUMMED)
 
         def summed(share: slice) -> None:
-            out[share] = 0.0
+            begun = share.start
             for grad_first, grad_v, inverse in checked:
-                scatter_gradients(
-                    grad_first, grad_v, inverse, self._slots.of_column, self._slots.mean, share.start, share.stop, out
+                begun = scatter_gradients(
+                    grad_first, grad_v, inverse, self._slots.of_column, self._slots.mean, share.start, share.stop, begun, out
                 )
+            out[begun : share.stop] = 0.0
 
         run(summed, shares)
         return out
@@ -328,11 +352,11 @@ class EmbeddingTable(KeyedRows):
             grads = kernel_array(grads, np.float32)
             if grads.shape != (rows.size, self.row_width):
                 raise ValueError(f"gradients of shape {grads.shape} for {rows.size} rows of {self.row_width} weights")
+            left_out = self._update(rows, grads, first=1 + self._defaults)
             given, sums = np.zeros(1 + self._defaults, np.bool_), np.zeros((1 + self._defaults, self.row_width), np.float32)
-            left_out = sum_defaults(rows, grads, given, sums)
+            left_out += int(sum_defaults(rows, grads, given, sums))
             defaults = np.flatnonzero(given).astype(np.int32)
-            left_out += self._update(defaults, sums[defaults], first=1) if defaults.size else 0
-            return int(left_out) + self._update(rows, grads, first=1 + self._defaults)
+            return left_out + (self._update(defaults, sums[defaults], first=1) if defaults.size else 0)
 
     def _update(self, rows: NDArray[np.int32], grads: NDArray[np.float32], first: int) -> int:
         arena, layout, version = self._arena.arrays(), self._arena.layout, wrapped(self.version)
@@ -359,13 +383,16 @@ class EmbeddingTable(KeyedRows):
         """
         with self._lock:
             self.advance(time_ms)
-            if budget <= 0 or bool((self._slots.ttl_s == NEVER_S).all()):
+            first, end, now_s = 1 + self._defaults, self._arena.end, self._now_s
+            arena = self._arena.arrays()
+            hand, left = pass_over(arena.due, first, end, self._hands[0], max(0, min(budget, end - first)), now_s)
+            self._hands[0] = hand
+            if not left:
                 return 0
-            removed = np.empty(min(budget, self._arena.end), np.int64)
+            removed = np.empty(left, np.int64)
             self._hands[0], gone = expire_rows(
-                self._index.arrays(), self._arena.arrays(), self._slots, self._slot_rows,
-                self._now_s, removed.size, self._hands[0], removed,
-            )  # fmt: skip
+                self._index.arrays(), arena, self._slots, self._slot_rows, now_s, left, hand, removed
+            )
             self._journal.remove(removed[:gone], self.version)
             self.expired += gone
             return int(gone)

@@ -138,9 +138,9 @@ class Trainer:
 
     def _learn(self, batch: ExampleBatch) -> StepMetrics:
         n, newest = len(batch.ids), int(batch.time_ms.max())
-        unique, inverse = self.table.dedup(batch.ids)
+        unique, inverse, occurrences = self.table.dedup(batch.ids, batch.first)
         self.table.tick()
-        rows = self.table.admit(unique, self.table.count(inverse, batch.first, unique.size), newest)
+        rows, values = self.table.admit(unique, occurrences, newest)
         self.newest_event_ms = max(self.newest_event_ms, newest)
         slices = cut(n)
         learned = int(np.count_nonzero((batch.mask > 0).any(axis=1)))
@@ -148,7 +148,7 @@ class Trainer:
 
         def slice_of(part: slice) -> SliceResult:
             pooled = self._buffers.take(part.stop - part.start)
-            self.table.pool(rows, inverse[part], pooled["first"], pooled["v"])
+            self.table.pool(values, inverse[part], pooled["first"], pooled["v"])
             pooled["labels"][: part.stop - part.start] = batch.labels[part]
             pooled["mask"][: part.stop - part.start] = batch.mask[part]
             return gradients(pooled, max(1, learned))
