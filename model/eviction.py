@@ -45,8 +45,8 @@ def pass_over(due: NDArray[np.int64], first: int, end: int, hand: int, budget: i
         start = hand if first <= hand < end else np.int64(first)
         if now_s > due[start >> STRETCH]:
             break
-        hand = min(end, ((start >> STRETCH) + 1) << STRETCH, start + budget)
-        budget -= hand - start
+        hand = int(min(end, ((start >> STRETCH) + 1) << STRETCH, start + budget))
+        budget -= int(hand - start)
     return hand, budget
 
 

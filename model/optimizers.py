@@ -189,7 +189,7 @@ def update_rows(
         if row < first or longs[row, KEY] == 0:  # one to pass over, or let go since the rows were looked up
             continue
         if _usable(bits, g):
-            slot = of_number[longs[row, KEY] >> SLOT_SHIFT] if row > defaults else np.int64(row) - 1
+            slot = np.uint64(of_number[np.uint64(longs[row, KEY] >> SLOT_SHIFT)] if row > defaults else row - np.uint64(1))
             # Told apart here, not in a function of its own: inlined, that keeps LLVM from holding the arrays in registers,
             # and SGD takes twice as long.
             kind = settings[slot, _KIND]

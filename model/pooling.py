@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -12,6 +15,7 @@ from .growing_array import kernel_array
 from .prefetch import AHEAD, LINE, prefetch
 
 _CLEARED = 64  # sums of ids that come next are cleared together: a branch that is hard to foretell costs more
+_SAMPLE = 1024  # ids of a batch by which threads share it
 
 
 def check_inverse(inverse: NDArray[np.int32], unique: int, width: int) -> NDArray[np.int32]:
@@ -35,7 +39,7 @@ def largest(numbers: NDArray[np.int32]) -> int:
     found = np.uint32(0)
     for number in numbers:
         found = max(found, np.uint32(number))
-    return np.int64(found) if numbers.size else np.int64(-1)
+    return int(found) if numbers.size else -1
 
 
 def check_pooled(name: str, array: NDArray[np.float32], rows: int, shape: tuple[int, ...]) -> None:
@@ -78,32 +82,27 @@ def pool_block(floats, start, cells, n, at, column_slot, mean, first_out, v_out)
         hint_values(floats, start, dim, cells[j])
     j = 0
     for i in range(at, at + n):
-        c = 0
-        while c < width:
-            s = column_slot[c]
-            present = 0
-            first = c
-            while c < width and column_slot[c] == s:
-                if j + AHEAD < n * width:
-                    hint_values(floats, start, dim, cells[j + AHEAD])
-                row = cells[j]
-                if c == first:
-                    first_out[i, s] = floats[row, word(start, 0)]
-                    for d in range(dim):
-                        v_out[i, s, d] = floats[row, word(start + 1, d)]
-                    present = 1 if row > 0 else 0
-                elif row > 0:
-                    present += 1
-                    first_out[i, s] += floats[row, word(start, 0)]
-                    for d in range(dim):
-                        v_out[i, s, d] += floats[row, word(start + 1, d)]
-                c += 1
-                j += 1
-            if mean[s] and present > 1:
-                scale = np.float32(1.0) / np.float32(present)
-                first_out[i, s] *= scale
+        present = 0
+        for c in range(width):
+            if j + AHEAD < n * width:
+                hint_values(floats, start, dim, cells[j + AHEAD])
+            x, s, row = word(i, 0), word(column_slot[c], 0), word(cells[j], 0)
+            if c == 0 or column_slot[c - 1] != column_slot[c]:
+                first_out[x, s] = floats[row, word(start, 0)]
                 for d in range(dim):
-                    v_out[i, s, d] *= scale
+                    v_out[x, s, word(d, 0)] = floats[row, word(start + 1, d)]
+                present = cells[j] > 0
+            elif cells[j] > 0:
+                present += 1
+                first_out[x, s] += floats[row, word(start, 0)]
+                for d in range(dim):
+                    v_out[x, s, word(d, 0)] += floats[row, word(start + 1, d)]
+            j += 1
+            if present > 1 and mean[s] and (c + 1 == width or column_slot[c + 1] != column_slot[c]):
+                scale = np.float32(1.0) / np.float32(present)
+                first_out[x, s] *= scale
+                for d in range(dim):
+                    v_out[x, s, word(d, 0)] *= scale
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -157,30 +156,41 @@ def scatter_gradients(
         `begun` for the next part of the batch.
     """
     dim = grad_v.shape[2]
-    width = column_slot.size
     for i in range(inverse.shape[0]):
-        c = 0
-        while c < width:
+        averaged, share = np.int32(-1), np.float32(1.0)
+        for c in range(column_slot.size):
+            u = np.int64(inverse[i, c])
+            if not (start <= u < stop and u > 0):
+                continue
+            if u >= begun:
+                clear = int(min(stop, u + _CLEARED))
+                out[begun:clear] = np.float32(0.0)
+                begun = clear
             s = column_slot[c]
-            end = c + 1
-            while end < width and column_slot[end] == s:
-                end += 1
-            scale = np.float32(1.0)
-            if mean[s] and end - c > 1:
-                present = 0
-                for k in range(c, end):
-                    present += inverse[i, k] > 0
-                if present > 1:
-                    scale = np.float32(1.0) / np.float32(present)
-            for k in range(c, end):
-                u = inverse[i, k]
-                if start <= u < stop and u > 0:
-                    if begun <= u:
-                        clear = min(stop, np.int64(u) + _CLEARED)
-                        out[begun:clear] = np.float32(0.0)
-                        begun = clear
-                    out[word(u, 0), word(0, 0)] += grad_first[i] * scale
-                    for d in range(dim):
-                        out[word(u, 0), word(1, d)] += grad_v[i, s, word(d, 0)] * scale
-            c = end
+            if mean[s] and s != averaged:
+                averaged, share = s, _share(inverse, i, column_slot, c)
+            scale = share if mean[s] else np.float32(1.0)
+            out[word(u, 0), word(0, 0)] += grad_first[i] * scale
+            for d in range(dim):
+                out[word(u, 0), word(1, d)] += grad_v[word(i, 0), word(s, 0), word(d, 0)] * scale
     return begun
+
+
+@njit(inline="always")
+def _share(inverse, i, column_slot, c):  # type: ignore[no-untyped-def]
+    """What each id of an averaged bag counts, of which column `c` is one: one over those present."""
+    s, present = column_slot[c], 0
+    while c > 0 and column_slot[c - 1] == s:
+        c -= 1
+    while c < column_slot.size and column_slot[c] == s:
+        present += inverse[i, c] > 0
+        c += 1
+    return np.float32(1.0) / np.float32(present)
+
+
+def even_shares(inverse: Sequence[NDArray[np.int32]], unique: int, parts: int) -> list[slice]:
+    """Distinct ids cut into ranges that occur about as often each, by a sample: those that are frequent appear early."""
+    every = max(1, sum(part.size for part in inverse) // _SAMPLE)
+    sample = np.sort(np.concatenate([part.reshape(-1)[::every] for part in inverse]))
+    cuts = [0, *sample[np.arange(1, parts) * sample.size // parts].tolist(), unique]
+    return [slice(first, last) for first, last in itertools.pairwise(cuts)]

@@ -46,7 +46,7 @@ from .lifecycle import (
 )
 from .lookup import find_ids, lookup_ids
 from .optimizers import sum_defaults, update_rows
-from .pooling import check_inverse, check_pooled, pool_rows, read_only, scatter_gradients
+from .pooling import check_inverse, check_pooled, even_shares, pool_rows, read_only, scatter_gradients
 from .slot_arrays import check_known, unknown_slot
 from .threads import ranges, run
 
@@ -326,7 +326,9 @@ class EmbeddingTable(KeyedRows):
             check_pooled("grad_first", grad_first, len(inverse), ())
             check_pooled("grad_v", grad_v, len(inverse), (self._defaults, self.dim))
             checked.append((read_only(grad_first), read_only(grad_v), inverse))
-        shares = ranges(rows.size, _LEAST_SUMMED)
+        parts_of = [inverse for _, _, inverse in checked]
+        threads = len(ranges(sum(inverse.size for inverse in parts_of), _LEAST_SUMMED))
+        shares = even_shares(parts_of, rows.size, threads) if threads > 1 else [slice(0, rows.size)]
 
         def summed(share: slice) -> None:
             begun = share.start

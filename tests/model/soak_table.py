@@ -76,8 +76,7 @@ class Soak:
         ids = self.model.ids.reshape(4, -1)[np.arange(4), np.where(self.rng.random((size, 4)) < 0.5, often, once)]
         ids[self.rng.random((size, 4)) < 0.1] = 0
         first = self.rng.random(size) < 0.9
-        unique, inverse = self.held.dedup(ids)
-        occurrences = self.held.count(inverse, first, unique.size)
+        unique, _, occurrences = self.held.dedup(ids, first)
         gradients = self.rng.normal(size=(unique.size, 1 + DIM)).astype(np.float32)
         gradients[self.rng.random(unique.size) < 0.001] = np.nan
         budget = int(self.rng.integers(0, 4 * size))
@@ -86,7 +85,8 @@ class Soak:
         for threads, table in self.tables.items():
             use_threads(threads)
             table.tick()
-            rows = table.admit(unique, occurrences, self.time_ms)
+            rows, values = table.admit(unique, occurrences, self.time_ms)
+            assert (values[1:] == table.export(rows[1:]).values).all(), "values of other rows"
             bad = table.update(rows, gradients)
             assert bad == left_out, f"{bad} gradients left out, expected {left_out}"
             assert (rows == self.tables[1].find(unique)).all(), "find and admit disagree"
@@ -98,7 +98,7 @@ class Soak:
 
     def _batch_of_held(self, unique: np.ndarray, occurrences: np.ndarray, gradients: np.ndarray, budget: int) -> None:
         self.held.tick()
-        rows = self.held.admit(unique, occurrences, self.time_ms)
+        rows, _ = self.held.admit(unique, occurrences, self.time_ms)
         there = self.held.export(self.held.touched_since(0)).keys
         entries = self.held_model.admit(unique, occurrences, self.time_ms, self.held.version, there)
         assert (self.held.export(rows[rows > 0]).keys == self.held_model.keys[entries[entries >= 0]]).all(), (

@@ -52,22 +52,22 @@ def ids_of(values: np.ndarray) -> np.ndarray:
 
 def admit(table: EmbeddingTable, ids: np.ndarray, time_ms: int, counted: np.ndarray | None = None) -> np.ndarray:
     """Rows of all distinct ids after one batch, every row counted unless `counted` bool[N] says otherwise."""
-    unique, inverse = table.dedup(ids)
-    first = np.ones(len(ids), bool) if counted is None else counted
-    return table.admit(unique, table.count(inverse, first, unique.size), time_ms)
+    unique, _, occurrences = table.dedup(ids, counted)
+    return table.admit(unique, occurrences, time_ms)[0]
 
 
 def put(table: EmbeddingTable, ids: list[int], time_ms: int = 0, times: int = 1) -> np.ndarray:
     """Rows of ids that occur `times` times."""
-    return table.admit(np.array(ids, np.int64), np.full(len(ids), times, np.int32), time_ms)
+    return table.admit(np.array(ids, np.int64), np.full(len(ids), times, np.int32), time_ms)[0]
 
 
 def pooled(table: EmbeddingTable, rows: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights float32[N, S] and embeddings float32[N, S, dim], pooled into arrays of NaN."""
+    """Weights float32[N, S] and embeddings float32[N, S, dim] of rows, row 0 first, pooled into arrays of NaN."""
     n, slots = len(inverse), len(SLOTS)
     first = np.full((n, slots), np.nan, np.float32)
     v = np.full((n, slots, WIDTH - 1), np.nan, np.float32)
-    table.pool(rows, inverse, first, v)
+    values = np.concatenate([np.zeros((1, WIDTH), np.float32), table.export(rows[1:]).values])
+    table.pool(values, inverse, first, v)
     return first, v
 
 

@@ -53,10 +53,10 @@ def test_a_default_row_keeps_values_and_state_where_no_gradient_is_finite(optimi
 
 def test_occurrences_need_a_mark_for_each_row():
     table = table_of()
-    inverse = np.zeros((3, CONFIG.width), np.int32)
-    for first, unique in ((np.ones(2, np.bool_), 1), (np.ones((3, 1), np.bool_), 1), (np.ones(3, np.bool_), 0)):
-        with pytest.raises(ValueError, match=r"first of shape .* for 3 rows of . distinct ids"):
-            table.count(inverse, first, unique)
+    ids = np.zeros((3, CONFIG.width), np.int64)
+    for of, counted in ((ids, np.ones(2, np.bool_)), (ids, np.ones((3, 1), np.bool_)), (ids[0], np.ones(3, np.bool_))):
+        with pytest.raises(ValueError, match=r"ids of shape .* to count: pass int64\[N, W\] and bool\[N\]"):
+            table.dedup(of, counted)
 
 
 def test_the_key_of_a_default_row_is_no_id():

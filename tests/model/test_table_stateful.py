@@ -110,16 +110,16 @@ class TableMachine(RuleBasedStateMachine):
     def learn(self, places, seconds, seed, counted, spoilt):
         self.time_ms = max(0, self.time_ms + 1000 * seconds)
         rng, ids = np.random.default_rng(seed), matrix(places)
-        unique, inverse = self.table.dedup(ids)
+        unique, inverse, occurrences = self.table.dedup(ids, np.full(len(ids), counted))
         assert sorted(unique.tolist()) == np.union1d(ids, [0]).tolist() and (unique[inverse] == ids).all()
-        occurrences = self.table.count(inverse, np.full(len(ids), counted), unique.size)
         assert occurrences.tolist() == [counted * int(key != 0) * np.count_nonzero(ids == key) for key in unique.tolist()]
         self.table.tick()
-        rows = self.table.admit(unique, occurrences, self.time_ms)
+        rows, values = self.table.admit(unique, occurrences, self.time_ms)
         entries = self.admitted(unique, occurrences)
         self.same_keys(rows, entries)
         first, v = self.rows_of_nan(len(ids))
-        self.table.pool(rows, inverse, first, v)
+        assert not values[0].any() and (values[1:] == self.table.export(rows[1:]).values).all()
+        self.table.pool(values, inverse, first, v)
         self.same_pooled(first, v, entries[inverse])
         gradients = self.scattered(rng, rows, unique, ids, inverse)
         if spoilt:

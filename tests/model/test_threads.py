@@ -24,7 +24,7 @@ def history(seed: int = 0) -> EmbeddingTable:
     for step in range(6):
         table.tick()
         ids = (rng.integers(1, 3_000, (1_500, CONFIG.width)) | (NUMBERS << 48)).astype(np.int64)
-        unique, inverse = table.dedup(ids)
+        unique, inverse, _ = table.dedup(ids)
         assert unique.size > 4_000
         rows = admit(table, ids, 4_000 * step)
         grad_first = rng.normal(size=len(ids)).astype(np.float32)
