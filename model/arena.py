@@ -14,6 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .growing_array import GrowingArray
+from .prefetch import AHEAD, prefetch
 
 # Columns of a record: KEY of RowArrays.longs, the others of RowArrays.ints.
 KEY = 0
@@ -232,3 +233,16 @@ def free_rows(free: NDArray[np.int32], meta: NDArray[np.int64], rows: NDArray[np
     """`free_row` for arrays."""
     for row in rows:
         free_row(free, meta, row)
+
+
+@njit(nogil=True, cache=True)
+def keep_used(longs: NDArray[np.int64], rows: NDArray[np.int32]) -> int:
+    """Moves those of rows int32[N] that are in use to the front, in their order; returns how many."""
+    used = 0
+    for i in range(rows.size):
+        if i + AHEAD < rows.size:
+            prefetch(longs, rows[i + AHEAD], KEY)
+        if longs[rows[i], KEY] != 0:
+            rows[used] = rows[i]
+            used += 1
+    return used

@@ -11,9 +11,11 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from .growing_array import GrowingArray
+from .prefetch import AHEAD, prefetch_item
 
 _SLACK = 4096  # mentions below which compaction is not worth it
 _CYCLE = 1 << 32
@@ -59,12 +61,22 @@ class _Log:
             self._end_run += 1
         self.end += items.size
 
+    def runs_since(self, version: int) -> NDArray[np.int64]:
+        """The runs int64[R, 2] of versions after one: each one's version, and where its items start; a view."""
+        runs = self._runs.array[self._first_run : self._end_run]
+        return runs[np.searchsorted(runs[:, 0], version, side="right") :]
+
     def since(self, version: int) -> tuple[NDArray, NDArray[np.int64]]:
         """The items mentioned after a version, a view until the next `append`, and their versions."""
-        runs = self._runs.array[self._first_run : self._end_run]
-        runs = runs[np.searchsorted(runs[:, 0], version, side="right") :]
+        runs = self.runs_since(version)
         start = int(runs[0, 1]) if len(runs) else self.end
         return self._items.array[start : self.end], np.repeat(runs[:, 0], np.diff(runs[:, 1], append=self.end))
+
+    def last_since(self, version: int, touched: NDArray[np.int32]) -> NDArray:
+        """The items mentioned after a version whose last mention, by `touched`, is that one."""
+        runs = self.runs_since(version)
+        last = np.empty(self.end - int(runs[0, 1]) if len(runs) else 0, self._items.array.dtype)
+        return last[: _last_mentions(self._items.array, runs, self.end, touched, last)]
 
     def forget(self, version: int) -> None:
         """Drops the mentions up to a version."""
@@ -127,8 +139,7 @@ class Journal:
             ValueError: that much has been trimmed.
         """
         self._check(version)
-        items, versions = self._touched.since(version)
-        return items[touched[items] == versions.astype(np.int32)]
+        return self._touched.last_since(version, touched)
 
     def removed_since(self, version: int) -> NDArray[np.int64]:
         """Keys int64[R] removed after `version`, distinct, ascending, whether or not they came back.
@@ -178,3 +189,21 @@ def _runs(values: NDArray[np.int64]) -> list[tuple[int, int]]:
     """Start and end of each run of equal values."""
     cuts = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), values.size]
     return list(itertools.pairwise(cuts)) if values.size else []
+
+
+@njit(nogil=True, cache=True)
+def _last_mentions(
+    items: NDArray[np.int32], runs: NDArray[np.int64], end: int, touched: NDArray[np.int32], last: NDArray[np.int32]
+) -> int:
+    """Puts the rows of runs int64[R, 2] that were touched last in their run's version into `last`; returns how many."""
+    found = 0
+    for run in range(len(runs)):
+        version = np.int32(runs[run, 0])
+        stop = runs[run + 1, 1] if run + 1 < len(runs) else end
+        for at in range(runs[run, 1], stop):
+            if at + AHEAD < end:
+                prefetch_item(touched, items[at + AHEAD])
+            if touched[items[at]] == version:
+                last[found] = items[at]
+                found += 1
+    return found

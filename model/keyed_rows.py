@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from schemas.config import FeatureConfig
 
 from .admission import AdmissionSketch
-from .arena import COUNT, SEEN, STEPS, Layout, RowArena
+from .arena import COUNT, SEEN, STEPS, Layout, RowArena, keep_used
 from .cuckoo import KEY_BYTES, CuckooIndex
 from .feature_ids import default_key
 from .growing_array import MAX_ROWS, kernel_array
@@ -138,7 +138,7 @@ class KeyedRows:
                 rows = self._journal.touched_since(version, self._arena.touched)
             else:
                 rows = np.arange(1, self._arena.end, dtype=np.int32)
-            return rows[self._arena.keys[rows] != 0]
+            return rows[: keep_used(self._arena.arrays().longs, rows)]
 
     def removed_since(self, version: int) -> NDArray[np.int64]:
         """Keys int64[R] removed after `version` that did not come back; none for a reader that has nothing, at 0.

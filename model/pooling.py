@@ -159,11 +159,11 @@ def scatter_gradients(
     for i in range(inverse.shape[0]):
         averaged, share = np.int32(-1), np.float32(1.0)
         for c in range(column_slot.size):
-            u = np.int64(inverse[i, c])
+            u = int(inverse[i, c])
             if not (start <= u < stop and u > 0):
                 continue
             if u >= begun:
-                clear = int(min(stop, u + _CLEARED))
+                clear = min(stop, u + _CLEARED)
                 out[begun:clear] = np.float32(0.0)
                 begun = clear
             s = column_slot[c]
