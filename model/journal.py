@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from .feature_ids import mix63_jit
 from .growing_array import GrowingArray
 from .prefetch import AHEAD, prefetch_item
 
@@ -66,17 +67,28 @@ class _Log:
         runs = self._runs.array[self._first_run : self._end_run]
         return runs[np.searchsorted(runs[:, 0], version, side="right") :]
 
+    def items_since(self, version: int) -> NDArray:
+        """The items mentioned after a version, a view until the next `append`."""
+        runs = self.runs_since(version)
+        return self._items.array[int(runs[0, 1]) if len(runs) else self.end : self.end]
+
     def since(self, version: int) -> tuple[NDArray, NDArray[np.int64]]:
         """The items mentioned after a version, a view until the next `append`, and their versions."""
         runs = self.runs_since(version)
-        start = int(runs[0, 1]) if len(runs) else self.end
-        return self._items.array[start : self.end], np.repeat(runs[:, 0], np.diff(runs[:, 1], append=self.end))
+        return self.items_since(version), np.repeat(runs[:, 0], np.diff(runs[:, 1], append=self.end))
 
     def last_since(self, version: int, touched: NDArray[np.int32]) -> NDArray:
         """The items mentioned after a version whose last mention, by `touched`, is that one."""
-        runs = self.runs_since(version)
-        last = np.empty(self.end - int(runs[0, 1]) if len(runs) else 0, self._items.array.dtype)
-        return last[: _last_mentions(self._items.array, runs, self.end, touched, last)]
+        runs, last = self.runs_since(version).copy(), np.empty(self.items_since(version).size, np.int32)
+        return last[: _last_mentions(self._items.array, runs, self.end, touched, last)[0]]
+
+    def keep_last(self, touched: NDArray[np.int32]) -> None:
+        """Drops the mentions that are not an item's last, by `touched`."""
+        runs = self.runs_since(-1)
+        self.end, used = _last_mentions(self._items.array, runs, self.end, touched, self._items.array)
+        self._runs.array[:used] = runs[:used]
+        self._start = self._first_run = 0
+        self._end_run = used
 
     def forget(self, version: int) -> None:
         """Drops the mentions up to a version."""
@@ -118,17 +130,14 @@ class Journal:
         """Notes rows int32[N] below `rows_used` as touched first in `version`; `touched` int32[>= rows_used] is theirs."""
         self._touched.append(rows, version)
         if len(self._touched) > 2 * rows_used + _SLACK:
-            items, versions = self._touched.since(-1)
-            last = touched[items] == versions.astype(np.int32)
-            self._touched.replace(items[last], versions[last])
+            self._touched.keep_last(touched)
 
     def remove(self, keys: NDArray[np.int64], version: int) -> None:
         """Notes keys int64[N] as removed in `version`."""
         self._removed.append(keys, version)
         if len(self._removed) > self._removed_bound:
             items, versions = self._removed.since(-1)
-            last = items.size - 1 - np.unique(items[::-1], return_index=True)[1]
-            last.sort()
+            last = np.flatnonzero(_last_of_key(items))
             self._removed.replace(items[last], versions[last])
             self._removed_bound = 2 * len(self._removed) + _SLACK
 
@@ -142,13 +151,14 @@ class Journal:
         return self._touched.last_since(version, touched)
 
     def removed_since(self, version: int) -> NDArray[np.int64]:
-        """Keys int64[R] removed after `version`, distinct, ascending, whether or not they came back.
+        """Keys int64[R] removed after `version`, distinct, by the order of their last removal, whether or not they came back.
 
         Raises:
             ValueError: that much has been trimmed.
         """
         self._check(version)
-        return np.unique(self._removed.since(version)[0])
+        keys = self._removed.items_since(version)
+        return keys[_last_of_key(keys)]
 
     def trim(self, version: int) -> None:
         """Forgets what readers that have `version` do not ask for."""
@@ -194,16 +204,46 @@ def _runs(values: NDArray[np.int64]) -> list[tuple[int, int]]:
 @njit(nogil=True, cache=True)
 def _last_mentions(
     items: NDArray[np.int32], runs: NDArray[np.int64], end: int, touched: NDArray[np.int32], last: NDArray[np.int32]
-) -> int:
-    """Puts the rows of runs int64[R, 2] that were touched last in their run's version into `last`; returns how many."""
-    found = 0
+) -> tuple[int, int]:
+    """Puts the rows of runs int64[R, 2] that were touched last in their run's version into `last`, and changes the runs to
+    where they are then. `last` may be `items`.
+
+    Returns:
+        How many rows, and how many runs have any.
+    """
+    found = used = 0
+    at = runs[0, 1] if len(runs) else end
     for run in range(len(runs)):
-        version = np.int32(runs[run, 0])
+        version, start = runs[run, 0], found
         stop = runs[run + 1, 1] if run + 1 < len(runs) else end
-        for at in range(runs[run, 1], stop):
+        while at < stop:
             if at + AHEAD < end:
                 prefetch_item(touched, items[at + AHEAD])
-            if touched[items[at]] == version:
+            if touched[items[at]] == np.int32(version):
                 last[found] = items[at]
                 found += 1
-    return found
+            at += 1
+        if found > start:
+            runs[used, 0], runs[used, 1] = version, start
+            used += 1
+    return found, used
+
+
+@njit(nogil=True, cache=True)
+def _last_of_key(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool[N], whether a key of int64[N] does not come again after it."""
+    size = 16
+    while size < 2 * keys.size:
+        size *= 2
+    places = np.full(size, -1, np.int32)
+    last = np.zeros(keys.size, np.bool_)
+    for at in range(keys.size - 1, -1, -1):
+        if at >= AHEAD:
+            prefetch_item(places, mix63_jit(keys[at - AHEAD]) & (size - 1))
+        cell = mix63_jit(keys[at]) & (size - 1)
+        while places[cell] >= 0 and keys[places[cell]] != keys[at]:
+            cell = (cell + 1) & (size - 1)
+        if places[cell] < 0:
+            places[cell] = at
+            last[at] = True
+    return last

@@ -19,8 +19,9 @@ from .arena import COUNT, SEEN, STEPS, Layout, RowArena, keep_used
 from .cuckoo import KEY_BYTES, CuckooIndex
 from .feature_ids import default_key
 from .growing_array import MAX_ROWS, kernel_array
-from .journal import Journal, unwrapped, wrapped
+from .journal import Journal, wrapped
 from .optimizers import INITIAL, counts_steps, state_width
+from .row_copies import copy_rows
 from .slot_arrays import SlotArrays, check_known, slot_rows_of
 from .table_rows import TableRows
 
@@ -164,32 +165,29 @@ class KeyedRows:
         with self._lock:
             if start >= self._arena.end:
                 return None
-            keys = self._arena.keys[start : min(stop, self._arena.end)]
-            return self.export((start + np.flatnonzero(keys)).astype(np.int32))
+            return self.export_used(np.arange(start, min(stop, self._arena.end), dtype=np.int32))
 
-    def export(self, rows: NDArray[np.int32]) -> TableRows:
-        """Copies of rows int32[R], with all there is to restore them.
+    def export_used(self, rows: NDArray[np.int32]) -> TableRows:
+        """Copies of those of rows int32[R] that are in use."""
+        with self._lock:
+            rows = self._checked_rows(rows).copy()
+            return self._copies(rows[: keep_used(self._arena.arrays().longs, rows)])
+
+    def export(self, rows: NDArray[np.int32], state: bool = True) -> TableRows:
+        """Copies of rows int32[R], with all there is to restore them, or without optimizer state.
 
         Raises:
             ValueError: a row is not in use.
         """
         with self._lock:
-            rows = self._checked_rows(rows)
-            keys = self._arena.keys[rows]
-            if not keys.all():
-                raise ValueError(f"row {rows[keys == 0][0]} is not in use: export what touched_since returned")
-            arena, layout = self._arena.arrays(), self._arena.layout
-            ints, floats = arena.ints, arena.floats
-            return TableRows(
-                keys=keys,
-                values=floats[rows, layout.values : layout.state],
-                optimizer=floats[rows, layout.state : layout.end],
-                steps=ints[rows, STEPS] if layout.values > STEPS else np.zeros(rows.size, np.int32),
-                counts=ints[rows, COUNT],
-                last_seen_ms=ints.view(np.uint32)[rows, SEEN].astype(np.int64) * 1000,
-                versions=unwrapped(self._arena.touched[rows], self.version),
-                numbers=rows.copy(),
-            )
+            copies = self._copies(self._checked_rows(rows), state)
+            if not copies.keys.all():
+                row = copies.numbers[copies.keys == 0][0]
+                raise ValueError(f"row {row} is not in use: export what touched_since returned")
+            return copies
+
+    def _copies(self, rows: NDArray[np.int32], state: bool = True) -> TableRows:
+        return copy_rows(self._arena.arrays(), self._arena.layout, rows, self.version, state)
 
     def load(self, rows: TableRows, removed: NDArray[np.int64]) -> None:
         """Removes keys int64[N], then puts rows in, over what those keys have: what a delta does to a copy.

@@ -21,7 +21,8 @@ import pyarrow as pa
 from schemas.files import sync_path
 from schemas.process import UserError
 
-_COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
+# One thread: the others learn.
+_COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
 _CHUNK = 1 << 20
 _SEAL = "crc32"
 

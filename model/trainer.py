@@ -179,7 +179,7 @@ class Trainer:
         """
         with self._lock:
             since = since if since >= self.table.trimmed else 0
-            rows = self.table.export(self.table.touched_since(since))
+            rows = self.table.export(self.table.touched_since(since), state=False)
             return Delta(
                 shard=shard,
                 fingerprint=self.config.fingerprint,
@@ -200,15 +200,19 @@ class Trainer:
         Raises:
             ValueError: that version has been trimmed.
         """
+        return self._increment(since, since)
+
+    def _increment(self, since: int, removed_since: int) -> Increment:
         with self._lock:
             rows = self.table.export(self.table.touched_since(since))
-            part = KeyedPart(_rows_to_table(rows), self.table.removed_since(since))
+            removed = self.table.removed_since(removed_since)
             numbers = {
                 "numbers": np.array([self.version, self.newest_event_ms], np.int64),
                 "fingerprint": np.array([self.config.fingerprint], np.int64),
             }
             whole = {"dense": self.network.state(), "table": self.table.state(), "trainer": numbers}
-            return Increment({_TABLE: part}, whole)
+        # These are copies: nobody has to wait while they are turned into columns.
+        return Increment({_TABLE: KeyedPart(_rows_to_table(rows), removed)}, whole)
 
     def load(self, state: Increment, shard: tuple[int, int] | None = None) -> None:
         """Restore a merged increment into a new trainer, whose configuration may have slots appended since.
@@ -239,8 +243,7 @@ class Trainer:
     def snapshot(self, path: str | Path) -> None:
         """All state of one moment, as files in a new folder; another thread may learn meanwhile.
 
-        The table's rows are written chunk by chunk; learning waits for one at a time to be copied, and at the end for what it
-        has touched since the beginning.
+        The table's rows are written chunk by chunk, see `Walk`; learning waits for one at a time to be copied.
 
         Raises:
             FileExistsError: the folder is there already.
@@ -255,7 +258,7 @@ class Trainer:
             chunks = map(_rows_to_table, walk)
             first = next(chunks, None)  # a table at its very beginning has none
             walked = [] if first is None else [write_chunks(folder, _WALK, _TABLE, itertools.chain([first], chunks))]
-            closing = write_increment(folder, _CLOSING, self.increment(walk.since))
+            closing = write_increment(folder, _CLOSING, self._increment(walk.reached, walk.since))
             parts = [[asdict(entry) for entry in part] for part in (walked, closing)]
             replace_file(folder / _PARTS, seal({"parts": parts}), durable=True)
         except BaseException:

@@ -144,15 +144,18 @@ def test_a_walk_and_what_changed_meanwhile_are_the_table():
     table, copy = EmbeddingTable(config_of(ttl_s=50), capacity=16), EmbeddingTable(config_of(ttl_s=50), capacity=4)
     fill(table, 1, 500, time_ms=1_000)
     walk, chunks, step = Walk(table, chunk=64), [], 0
-    while (chunk := walk.step()) is not None:
-        chunks.append(chunk)
+    while len(chunks) == step:
         table.tick()
         step += 1
         rows = put(table, videos(400 + 20 * step, 430 + 20 * step), time_ms=1_000 + 9_000 * step)
+        if (chunk := walk.step()) is not None:  # in the middle of a batch
+            chunks.append(chunk)
         table.update(rows, np.full((30, 5), 0.1 * step, np.float32))
         table.expire(1_000 + 9_000 * step, 100)
-    assert step > 6 and table.expired > 0
-    rows, removed = table.export(table.touched_since(walk.since)), table.removed_since(walk.since)
+    assert step > 12 and table.expired > 0
+    touched = table.touched_since(walk.reached)
+    assert touched.size <= 64 + 30 < table.touched_since(walk.since).size  # the last pass was whole, few are left to the end
+    rows, removed = table.export(touched), table.removed_since(walk.since)
     for chunk in chunks:
         copy.load(chunk, np.zeros(0, np.int64))
     copy.load(rows, removed)

@@ -188,7 +188,7 @@ class TableMachine(RuleBasedStateMachine):
             return
         with tempfile.TemporaryDirectory() as folder:
             walked = [write_chunks(folder, "walked", "table", self.chunks)]
-            closing = write_increment(folder, "closing", self.increment(self.walk.since))
+            closing = write_increment(folder, "closing", self.increment(self.walk.reached, self.walk.since))
             state = merge([read_increment(folder, entries) for entries in (walked, closing)])
         self.walk = None
         self.go_on_from(state, capacity)
@@ -198,7 +198,7 @@ class TableMachine(RuleBasedStateMachine):
         """What has changed since the last increment, as a file beside the others."""
         if self.saved == self.table.version:
             return
-        increment = self.increment(self.saved)
+        increment = self.increment(self.saved, self.saved)
         self.files.append(write_increment(self.folder.name, f"{len(self.files):06d}", increment))
         self.saved = self.table.version
         self.table.tick()
@@ -215,8 +215,9 @@ class TableMachine(RuleBasedStateMachine):
         state = merge([read_increment(self.folder.name, entries) for entries in self.files])
         self.go_on_from(state, capacity, version)
 
-    def increment(self, since):
-        part = KeyedPart(_rows_to_table(self.table.export(self.table.touched_since(since))), self.table.removed_since(since))
+    def increment(self, touched_since, removed_since):
+        rows = self.table.export(self.table.touched_since(touched_since))
+        part = KeyedPart(_rows_to_table(rows), self.table.removed_since(removed_since))
         return Increment({"table": part}, {"table": self.table.state()})
 
     def go_on_from(self, state, capacity, version=None):
