@@ -206,6 +206,16 @@ class Join:
         decisions = Decisions(*(a[:decided].copy() for a in out))
         return Joined(decisions, none.astype(np.int8), none, orphans, np.zeros(orphans.size, np.int64), none)
 
+    def newly_joined(self, decisions: Decisions) -> int:
+        """How many rows a batch's decisions, all of them, are the first positive ones of; before rows are released."""
+        positive = decisions.label != 0
+        seq, where = np.unique(decisions.seq[positive], return_inverse=True)
+        now = np.zeros(seq.size, np.int64)
+        np.bitwise_or.at(now, where, decisions.label[positive])
+        at = seq & (self.capacity - 1)
+        _, _, _, decided, label = self._ring
+        return int(np.count_nonzero(label[at] & decided[at] & ~now == 0))
+
     def release(self, keep_from: int) -> None:
         """Forget rows beyond the horizon, but none from ``keep_from`` on (their examples are still to be learned)."""
         last = min(keep_from, int(self._cursor.min()))

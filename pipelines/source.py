@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from apache_beam.coders import BytesCoder, Coder, PickleCoder, TupleCoder
 from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader, UnboundedSource
+from apache_beam.metrics import Metrics
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from schemas.config import FeatureConfig
 from schemas.logs import LogsPlace
 
+from . import monitoring
 from .batches import EventBatch, Position
 from .failures import noted
 from .merge import MergedLogs
@@ -28,6 +30,8 @@ _stopping = threading.Event()
 
 #: Open logs that wait for their reader; those of a failed attempt are never asked for again, and the oldest go.
 _POOL_MOST = 8
+#: Once a process in a run without faults: a consumer, where the logs are topics.
+_connects = Metrics.counter("source", "consumer_connects")
 #: How long a reader waits for data before it lets the runner go on with other work.
 _WAIT_S = 0.2
 _POLL_S = 0.01
@@ -170,8 +174,11 @@ class LogsReader(UnboundedReader):
         if logs is not None:
             return logs
         source = self._source
+        opened = source.logs.open(source.follow)
+        _connects.inc()
+        monitoring.of_process().consumer_connects.inc()
         return MergedLogs(
-            source.logs.open(source.follow),
+            opened,
             source.config,
             source.actions,
             dict(self._mark.positions),
