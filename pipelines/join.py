@@ -153,6 +153,16 @@ class Join:
         return self._ring[0].size
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the rows' ring with its index, full or not; held actions are few."""
+        return sum(array.nbytes for array in (*self._ring, self._index_key, self._index_value))
+
+    @staticmethod
+    def capacity_for(rows: int) -> int:
+        """Of a ring that holds so many rows at once."""
+        return max(_MIN_RING, 1 << rows.bit_length())
+
+    @property
     def waiting(self) -> int:
         """Rows with an undecided head."""
         return self.next - int(self._cursor.min())
@@ -255,7 +265,7 @@ class Join:
 
     @staticmethod
     def _refill(first: int, last: int, columns: list[np.ndarray], room: int = 0) -> tuple[np.ndarray, ...]:
-        capacity = max(_MIN_RING, 1 << int(last - first + room).bit_length())
+        capacity = Join.capacity_for(int(last - first + room))
         at = np.arange(first, last) & (capacity - 1)
         ring = []
         for column in columns:
