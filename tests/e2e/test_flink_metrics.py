@@ -3,12 +3,15 @@
 import dataclasses
 import socket
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.flink_cluster import FlinkCluster
 from pipelines import flink
+from pipelines.memory import need
+from schemas.config import load_config
 from tests.deploy.test_dashboard import all_queried
 from tests.e2e.conftest import ANY_FLINK
 from tests.e2e.flink_jobs import WAIT_S, Job
@@ -75,6 +78,9 @@ def test_the_worker_and_flink_publish_what_the_dashboard_shows(cluster, reporter
     assert own["freshet_trainer_consumer_connects_total"] == 1
     assert own["freshet_trainer_restores_total"] == 0
     assert flinks["flink_taskmanager_job_task_operator_source_consumer_connects"] == 1
+    config = load_config(Path(world[world.index("--config") + 1]))
+    needed = need(config, round(own["freshet_trainer_table_rows"]), impressions_per_s=1)
+    assert 0.4 * needed.total < own["process_resident_memory_bytes"] < needed.total
     for running in flink.alive(cluster.rest):
         flink.cancel(cluster.rest, running.name)
     assert job.process.wait(WAIT_S) == 2  # cancelled

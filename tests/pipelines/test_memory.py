@@ -87,6 +87,21 @@ def test_the_command_prints_parts_and_their_sum(capsys):
     assert sum(sizes[:-1]) == pytest.approx(sizes[-1], abs=len(sizes))
 
 
+def test_the_readme_shows_what_the_command_prints(capsys):
+    text = (ROOT / "deploy" / "README.md").read_text()
+    words = re.search(r"^\$ \S+ -m pipelines.memory (.*)$", text, re.MULTILINE)[1].split()
+    words[1] = str(ROOT / words[1])
+    assert memory.main(words) == 0
+
+    def sizes(lines):
+        found = re.findall(r"^ *([\d,]+) MiB  (\w+)", lines, re.MULTILINE)
+        return {part: float(size.replace(",", "")) for size, part in found}
+
+    printed = sizes(capsys.readouterr().out)
+    assert len(printed) == 7
+    assert sizes(text) == pytest.approx(printed, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [(["--rows", "-1"], "--rows -1: give 0 or more"), (["--rows", "1", "--impressions_per_s", "nan"], "nan: give a rate")],
