@@ -102,8 +102,8 @@ def serve(host: str, port: int) -> None:
     pool.close()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Serve until told to stop; 0 then."""
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Values of the options."""
     parser = CommandParser(
         prog="python -m deploy.worker_pool", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -115,7 +115,13 @@ def main(argv: list[str] | None = None) -> int:
         help="that task managers ask on; 0 takes a free one, which the log names (default: %(default)s)",
     )
     add("--host", default="127.0.0.1", help="address to listen on; they ask from the same machine (default: %(default)s)")
-    args = parser.parse_args(argv)
+    args: argparse.Namespace = parser.parse_args(argv)
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until told to stop; 0 then."""
+    args = parse_args(argv)
     setup_logging()
     serve(args.host, args.port)
     return 0

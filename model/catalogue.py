@@ -46,7 +46,7 @@ class _Side:
     """Entries by a hash of their name, in rows without gaps; the oldest tenth leaves when there are too many."""
 
     def __init__(self, width: int, most: int) -> None:
-        self._most = most
+        self.most = most
         self._index = CuckooIndex(1024)
         self._size = 0
         self._keys = np.zeros(0, np.int64)
@@ -57,6 +57,11 @@ class _Side:
         self._stamps = np.zeros(0, np.int64)
         self._stamp = self._durable = 0
         self._gone: list[tuple[int, np.ndarray]] = []
+
+    @property
+    def row_bytes(self) -> int:
+        vectors = (self._keys, self._names, self._seen, self._stamps)
+        return sum(column.itemsize for column in vectors) + self._ids.itemsize * int(self._ids.shape[1])
 
     def update(self, names: np.ndarray, ids: np.ndarray, time_ms: np.ndarray) -> None:
         """Names object[N], ids int64[N, W], event times int64[N]; of a name's mentions the newest counts, the later of
@@ -71,8 +76,8 @@ class _Side:
         rows, at = rows[newer], at[newer]
         self._names[rows], self._ids[rows], self._seen[rows] = names[at], ids[at], time_ms[at]
         self._stamps[rows] = self._stamp
-        if self._size > self._most:
-            self._evict(self._most * 9 // 10)
+        if self._size > self.most:
+            self._evict(self.most * 9 // 10)
 
     def entries(self) -> Entries:
         """All of them, in the order of their rows: copies."""
@@ -141,6 +146,11 @@ class Catalogue:
 
     def __init__(self, config: FeatureConfig, max_users: int = 100_000, max_items: int = 10_000) -> None:
         self._sides = {USERS: _Side(config.user_width, max_users), ITEMS: _Side(config.item_width, max_items)}
+
+    @property
+    def row_bytes(self) -> dict[str, tuple[int, int]]:
+        """By side, the most entries and the bytes of the columns of one."""
+        return {name: (side.most, side.row_bytes) for name, side in self._sides.items()}
 
     def update(
         self,

@@ -38,6 +38,12 @@ class Delta:
     dense: dict[str, np.ndarray] = field(default_factory=dict)
     last_seen_ms: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        arrays = (self.keys, self.rows, self.removed, self.last_seen_ms, *self.dense.values())
+        return sum(array.nbytes for array in arrays)
+
     def to_record(self) -> dict[str, Any]:
         """As a record of the parameter log (`delta.avsc`); arrays as little-endian bytes."""
         dense = [

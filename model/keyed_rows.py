@@ -31,6 +31,18 @@ _LAST_S = 2**32 - 1  # seconds that a row can have been seen at, in 2106
 _COUNTERS = ("expired", "evicted", "refused")
 
 
+def layout_of(config: FeatureConfig) -> Layout:
+    """Where the parts of a record of a configuration's table lie."""
+    optimizers, width = [slot.optimizer for slot in config.slot_order], 1 + config.model.dim
+    return Layout.of(width, state_width(optimizers, width), counts_steps(optimizers))
+
+
+def row_bytes(config: FeatureConfig) -> float:
+    """Bytes that an id with a row takes at most: its record, its place in index and list of free rows, its mentions."""
+    record = 8 * ((layout_of(config).end + 1) // 2)
+    return record + np.dtype(np.int32).itemsize + KEY_BYTES + _MENTIONS_BYTES
+
+
 class KeyedRows:
     """Rows with their keys, optimizer state, counts, last-seen times and versions.
 
@@ -56,10 +68,10 @@ class KeyedRows:
         if capacity < 0:
             raise ValueError(f"a table with room for {capacity} rows: give 0 or more")
         slots = config.slot_order
-        optimizers = [slot.optimizer for slot in slots]
+        layout = layout_of(config)
         self.dim = config.model.dim
         self.row_width = 1 + self.dim
-        self.optimizer_width = state_width(optimizers, self.row_width)
+        self.optimizer_width = layout.end - layout.state
         self.version = 0
         self.expired = self.evicted = self.refused = 0
         self._lock = threading.RLock()
@@ -69,8 +81,7 @@ class KeyedRows:
         # Slots without a counting filter never reach the sketch: nothing is kept, or written to snapshots, for them.
         counted = any(slot.admission > 1 and slot.admission_mode == "count" for slot in slots)
         self._sketch = AdmissionSketch(_SKETCH_WIDTH if counted else 1)
-        layout = Layout.of(self.row_width, self.optimizer_width, counts_steps(optimizers))
-        self._arena = RowArena(layout, capacity, self._most_rows(layout, table_bytes))
+        self._arena = RowArena(layout, capacity, self._most_rows(table_bytes))
         self._index = CuckooIndex(min(capacity, self._arena.most), self._arena.records)
         self._journal = Journal()
         self._slot_rows = np.zeros(self._defaults, np.int64)
@@ -82,11 +93,10 @@ class KeyedRows:
         accumulators = slice(layout.state, min(layout.state + self.row_width, layout.end))
         self._arena.arrays().floats[defaults, accumulators] = self._slots.optimizers[:, [INITIAL]]
 
-    def _most_rows(self, layout: Layout, table_bytes: int | None) -> int:
+    def _most_rows(self, table_bytes: int | None) -> int:
         if table_bytes is None:
             return MAX_ROWS
-        record = 8 * ((layout.end + 1) // 2)
-        per_row = record + np.dtype(np.int32).itemsize + KEY_BYTES + _MENTIONS_BYTES
+        per_row = row_bytes(self._config)
         most = int((table_bytes - self._sketch.nbytes) / per_row)
         if most < 2 + self._defaults:
             least = self._sketch.nbytes + int(per_row * (2 + self._defaults)) + 1

@@ -21,7 +21,8 @@ _POLL_S = 0.2
 JOB_PREFIX = "freshet-"
 _ALIVE = ("CREATED", "INITIALIZING", "RUNNING", "RESTARTING", "FAILING")
 
-_DEFAULTS = {
+#: Options by name; None: a flag.
+DEFAULTS: dict[str, str | None] = {
     # The source never ends where logs are followed, and where they end the same steps serve.
     "streaming": None,
     # A worker that dies costs what was applied since the last checkpoint: seconds, applied again. Each copies at most
@@ -59,7 +60,7 @@ def flink_words(words: Sequence[str], state_dir: str) -> list[str]:
         "state_backend_storage_path": Path(state_dir, "checkpoints").absolute().as_uri(),
         "job_name": f"{JOB_PREFIX}{secrets.token_hex(4)}",  # by which it is found again
     }
-    defaults = _DEFAULTS | own
+    defaults = DEFAULTS | own
     return list(_options(defaults, named))
 
 

@@ -153,6 +153,16 @@ class Join:
         return self._ring[0].size
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the rows' ring with its index, full or not; held actions are few."""
+        return sum(array.nbytes for array in (*self._ring, self._index_key, self._index_value))
+
+    @staticmethod
+    def capacity_for(rows: int) -> int:
+        """Of a ring that holds so many rows at once."""
+        return max(_MIN_RING, 1 << rows.bit_length())
+
+    @property
     def waiting(self) -> int:
         """Rows with an undecided head."""
         return self.next - int(self._cursor.min())
@@ -206,6 +216,16 @@ class Join:
         decisions = Decisions(*(a[:decided].copy() for a in out))
         return Joined(decisions, none.astype(np.int8), none, orphans, np.zeros(orphans.size, np.int64), none)
 
+    def newly_joined(self, decisions: Decisions) -> int:
+        """How many rows a batch's decisions, all of them, are the first positive ones of; before rows are released."""
+        positive = decisions.label != 0
+        seq, where = np.unique(decisions.seq[positive], return_inverse=True)
+        now = np.zeros(seq.size, np.int64)
+        np.bitwise_or.at(now, where, decisions.label[positive])
+        at = seq & (self.capacity - 1)
+        _, _, _, decided, label = self._ring
+        return int(np.count_nonzero(label[at] & decided[at] & ~now == 0))
+
     def release(self, keep_from: int) -> None:
         """Forget rows beyond the horizon, but none from ``keep_from`` on (their examples are still to be learned)."""
         last = min(keep_from, int(self._cursor.min()))
@@ -245,7 +265,7 @@ class Join:
 
     @staticmethod
     def _refill(first: int, last: int, columns: list[np.ndarray], room: int = 0) -> tuple[np.ndarray, ...]:
-        capacity = max(_MIN_RING, 1 << int(last - first + room).bit_length())
+        capacity = Join.capacity_for(int(last - first + room))
         at = np.arange(first, last) & (capacity - 1)
         ring = []
         for column in columns:

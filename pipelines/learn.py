@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from model.catalogue import Catalogue
+from model.delta import Delta
 from model.snapshot import Increment
 from model.threads import use_threads
 from model.trainer import ExampleBatch, Trainer
@@ -25,11 +27,13 @@ from schemas.process import UserError
 
 from .arms import Arms
 from .batches import EventBatch, Final, Kind
+from .counts import Counts
 from .dead_letters import DeadLetterBox
 from .growth import Growth
 from .join import Decisions, Join, Joined
 from .join_kernel import TAKEN
 from .learn_config import LearnConfig
+from .monitoring import Monitoring, ShardMonitor
 from .outputs import Outputs, Predictions
 from .progress import Progress
 from .rows import RowStore
@@ -48,10 +52,17 @@ class Learned(NamedTuple):
 
 
 class JoinAndLearn:
-    """The working state that batches are applied to; a :class:`pipelines.step.Step`."""
+    """The working state that batches are applied to; a :class:`pipelines.step.Step`.
 
-    def __init__(self, config: FeatureConfig, learn: LearnConfig) -> None:
+    Args:
+        config: feature configuration.
+        learn: how it learns.
+        monitor: what it is watched by; None: nothing.
+    """
+
+    def __init__(self, config: FeatureConfig, learn: LearnConfig, monitor: ShardMonitor | None = None) -> None:
         self.config, self.learn_config = config, learn
+        self.monitor = monitor or Monitoring().shard(learn.shard)
         self.fingerprint = config.fingerprint
         self.readable_fingerprints = config.readable_fingerprints
         self.join = Join(config, early=learn.early)
@@ -76,6 +87,7 @@ class JoinAndLearn:
         self._synced = 0  # model version of the last delta
         self._durable = 0  # model version of the last durable increment
         self._cut = 0
+        self._joined = self._rows_learned = 0  # since this process has the shard
         self._outputs = Outputs()
         self.learned = Learned(0, -1)
 
@@ -92,6 +104,7 @@ class JoinAndLearn:
     def apply(self, batch: EventBatch) -> Outputs:
         """Join, score and learn from one batch."""
         self._outputs = outputs = Outputs()
+        totals = self._totals()
         kind, key, time_ms = batch.column("kind"), batch.column("key"), batch.column("time_ms")
         before = self.join.next
         joined = self.join.apply(kind, key, batch.column("action"), time_ms, batch.column("order_ms"), batch.watermark_ms)
@@ -109,9 +122,8 @@ class JoinAndLearn:
         self.join.release(min(pending_from, self._scored))
         outputs.dead_letters = self.dead.drain()
         if batch.sync and self.trainer.version > self._synced and self.publishable:
-            outputs.deltas.append(self.trainer.delta(self._synced, shard=self.learn_config.shard))
-            self._synced = self.trainer.version
-            self._trim()
+            outputs.deltas.append(self._delta())
+        outputs.counts = self._added(totals, batch, outputs)
         if self.progress.news() or batch.final is not Final.NO:
             outputs.metrics = self.figures()
         return outputs
@@ -137,6 +149,42 @@ class JoinAndLearn:
             "newest_event_ms": self.join.clock,
             "newest_learned_ms": self.learned.event_ms,
         }
+
+    def _totals(self) -> Counts:
+        """Of what is counted in totals."""
+        join, table = self.join.counts, self.trainer.table
+        return Counts(
+            impressions=join.rows,
+            actions=join.actions,
+            joined=self._joined,
+            examples=self.progress.examples,
+            learned=self._rows_learned,
+            duplicates=join.duplicates,
+            late=join.late,
+            unmatched=join.unmatched,
+            dead_letters=self.dead.count,
+            admitted=len(table) + table.expired + table.evicted,
+            expired=table.expired,
+            evicted=table.evicted,
+        )
+
+    def _added(self, before: Counts, batch: EventBatch, outputs: Outputs) -> Counts:
+        """What a batch added to the totals; the monitor learns where things stand."""
+        self.monitor.stands(
+            table_rows=len(self.trainer.table),
+            table_bytes=self.trainer.table.nbytes,
+            waiting_rows=self.join.waiting,
+            model_version=self.trainer.version,
+            auc=self.progress.auc_last_window,
+            healthy=self.publishable,
+        )
+        return replace(
+            self._totals().since(before),
+            events=len(batch),
+            deltas=len(outputs.deltas),
+            delta_rows=sum(delta.keys.size for delta in outputs.deltas),
+            delta_bytes=sum(delta.nbytes for delta in outputs.deltas),
+        )
 
     # The order of things within a batch
 
@@ -186,8 +234,11 @@ class JoinAndLearn:
         labels, mask = examples.bits("label", heads), examples.bits("mask", heads)
         first, times = self.rows.first_time(seq), self.join.times(seq)
         batch = ExampleBatch(self.rows.ids[self.rows.at(seq)], labels, mask, first, times)
+        started = time.perf_counter()
         metrics = self.trainer.learn(batch)
         self.learned = Learned(self.trainer.version, self.trainer.newest_event_ms)
+        self.monitor.stepped(metrics, time.perf_counter() - started, self.learned.event_ms)
+        self._rows_learned += len(examples)
         before = self.progress.examples
         evaluated = mask * (times >= self.arms.evaluated_from_ms)[:, np.newaxis]
         self.progress.learned(metrics, labels, evaluated, fresh=int(first.sum()))
@@ -197,6 +248,7 @@ class JoinAndLearn:
         """Predictions made at the request meet their labels."""
         if not len(decisions):
             return
+        self._joined += self.join.newly_joined(decisions)
         heads = len(self.config.heads)
         labels, mask = decisions.bits("label", heads), decisions.bits("mask", heads)
         logits = self.rows.logits[self.rows.at(decisions.seq)]
@@ -211,6 +263,15 @@ class JoinAndLearn:
                 if rows.any():
                     by_arm = {name: logits[rows, a, h] for a, name in enumerate(names)}
                     self._outputs.predictions.append(Predictions(head.name, keys[rows], times[rows], labels[rows, h], by_arm))
+
+    def _delta(self) -> Delta:
+        """What was learned since the last one."""
+        started = time.perf_counter()
+        delta = self.trainer.delta(self._synced, shard=self.learn_config.shard)
+        self._synced = self.trainer.version
+        self._trim()
+        self.monitor.cut(delta, time.perf_counter() - started)
+        return delta
 
     def _close(self) -> None:
         """The logs have ended: close the windows and learn from what is left, the last step being a short one."""

@@ -16,6 +16,7 @@ from schemas.process import UserError
 
 from .arms import ARMS, arms_named
 from .learn_config import LearnConfig
+from .monitoring import MetricsPlace
 from .shard import ShardConfig
 
 #: Where logs, and a state, say how their features became ids.
@@ -44,9 +45,10 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "progress_interval": (0.01, _SECONDS),
     "table_bytes": (1, 2**50),
     "threads": (1, 4096),
+    "metrics_port": (0, 65535),
 }
 #: Options that may be left out, and then mean what their help says.
-_OPTIONAL = ("table_bytes", "threads")
+_OPTIONAL = ("table_bytes", "threads", "metrics_port")
 
 
 class TrainOptions(PipelineOptions):
@@ -120,6 +122,20 @@ class TrainOptions(PipelineOptions):
             type=float,
             default=10.0,
             help="between lines of progress where stderr is no terminal (default: %(default)s)",
+        )
+
+        add(
+            "--metrics_port",
+            metavar="PORT",
+            type=int,
+            help="publish Prometheus metrics, from the process that holds the table; 0 takes a free port, which the log names "
+            "(default: none are published)",
+        )
+        add(
+            "--metrics_host",
+            metavar="HOST",
+            default="127.0.0.1",
+            help="address for --metrics_port; 0.0.0.0 for all (default: %(default)s)",
         )
 
         add = parser.add_argument_group("how it reads").add_argument
@@ -257,6 +273,7 @@ class TrainConfig:
     sync_interval_s: float
     keep_versions: int
     progress_interval_s: float
+    metrics: MetricsPlace | None
     local: bool
 
     @classmethod
@@ -306,6 +323,7 @@ class TrainConfig:
             sync_interval_s=train.sync_interval,
             keep_versions=train.keep_versions,
             progress_interval_s=train.progress_interval,
+            metrics=None if train.metrics_port is None else MetricsPlace(train.metrics_host, train.metrics_port),
             local=(options.view_as(StandardOptions).runner or "") in LOCAL_NAMES,
         )
 

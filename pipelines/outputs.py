@@ -9,6 +9,8 @@ import numpy as np
 
 from model.delta import Delta
 
+from .counts import Counts
+
 METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS = "metrics", "deltas", "snapshots", "dead_letters", "predictions"
 
 
@@ -71,6 +73,7 @@ class Predictions:
 class Outputs:
     """All that one batch gave rise to."""
 
+    counts: Counts = field(default_factory=Counts)
     metrics: dict[str, Any] | None = None
     deltas: list[Delta] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)

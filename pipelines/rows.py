@@ -19,6 +19,11 @@ class RowStore:
         self.logits = np.zeros((0, arms, heads), np.float32)
         self.seen = np.zeros(0, bool)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the ring, full or not."""
+        return self.ids.nbytes + self.logits.nbytes + self.seen.nbytes
+
     def resize(self, capacity: int, first: int, last: int) -> None:
         """Lay out the rows ``[first, last)`` anew for another capacity (a power of two)."""
         if capacity == self.ids.shape[0]:

@@ -90,6 +90,7 @@ class Shard(Generic[T]):
         make_step: builds an empty working state.
         files: where manifests and their files are.
         config: when state is written.
+        on_snapshot: told the seconds that a snapshot took to copy and to write, and its bytes, once its files are there.
 
     Thread safe: a runner may leave a dead attempt's thread behind.
     """
@@ -98,6 +99,7 @@ class Shard(Generic[T]):
     files: StateFiles
     config: ShardConfig = field(default_factory=ShardConfig)
     counts: ShardCounts = field(default_factory=ShardCounts)
+    on_snapshot: Callable[[float, int], None] | None = None
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -296,9 +298,15 @@ class Shard(Generic[T]):
         # Drawn anew: an attempt that has been replaced may still be writing what Beam state calls the same version.
         token = secrets.token_hex(8)
         version = self.version.applied
-        entries = self._writer.submit(self.files.write_segment, f"{version:012d}-{token}", self.step.increment())
-        step = self.step
+        step, started = self.step, time.monotonic()
+        entries = self._writer.submit(self._write_segment, f"{version:012d}-{token}", step.increment(), started)
         self._cut = _Cut(version, token, dict(self.positions), step.newest_event_ms, step.publishable, entries, [])
+
+    def _write_segment(self, stem: str, increment: Increment, started: float) -> tuple[FileEntry, ...]:
+        entries = self.files.write_segment(stem, increment)
+        if self.on_snapshot is not None:
+            self.on_snapshot(time.monotonic() - started, sum(entry.bytes for entry in entries))
+        return entries
 
     def _commit(self, durable: Durable, needed: bool) -> Manifest | None:
         """Write the manifest of the state that was begun; None if either could not be written and is not `needed` now."""

@@ -1,7 +1,8 @@
 """The source of both logs: Beam's native unbounded source, handing out one Arrow batch an element.
 
 Beam rebuilds a reader many times a second and keeps several instances of it, so what is open belongs to the process: a
-reader borrows the merged logs at its position from a pool, and gives them back when it is closed.
+reader borrows the merged logs at its position from a pool, and gives them back at each checkpoint and when it is closed. One
+that Beam has put aside holds nothing: on Flink the next bundle is as often another instance's, which goes on from the pool.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 
 from apache_beam.coders import BytesCoder, Coder, PickleCoder, TupleCoder
 from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader, UnboundedSource
+from apache_beam.metrics import Metrics
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from schemas.config import FeatureConfig
 from schemas.logs import LogsPlace
 
+from . import monitoring
 from .batches import EventBatch, Position
 from .failures import noted
 from .merge import MergedLogs
@@ -28,6 +31,8 @@ _stopping = threading.Event()
 
 #: Open logs that wait for their reader; those of a failed attempt are never asked for again, and the oldest go.
 _POOL_MOST = 8
+#: Once a process in a run without faults: a consumer, where the logs are topics.
+_connects = Metrics.counter("source", "consumer_connects")
 #: How long a reader waits for data before it lets the runner go on with other work.
 _WAIT_S = 0.2
 _POLL_S = 0.01
@@ -108,8 +113,6 @@ class LogsReader(UnboundedReader):
         self._finished = mark.finished
 
     def start(self) -> bool:
-        if not self._finished:
-            self._logs = self._borrow()
         return self.advance()
 
     def advance(self) -> bool:
@@ -118,9 +121,12 @@ class LogsReader(UnboundedReader):
             return self._advance()
 
     def _advance(self) -> bool:
+        if self._logs is None:
+            self._finished = self._finished or self._mark.finished
         if self._finished:
             return False
-        assert self._logs is not None
+        if self._logs is None:
+            self._logs = self._borrow()
         deadline = time.monotonic() + _WAIT_S
         while True:
             self._batch = self._logs.next(stop=_stopping.is_set())
@@ -145,21 +151,29 @@ class LogsReader(UnboundedReader):
         return MAX_TIMESTAMP if self._finished else self._timestamp()
 
     def get_checkpoint_mark(self) -> LogsMark:
-        if self._logs is None:
-            return self._mark
-        positions = tuple(sorted(self._logs.positions.items()))
-        return LogsMark(positions, self._logs.finished)
+        """Where the next reader goes on, this one or another: what is open is given back for it."""
+        self._give_back()
+        return self._mark
 
     def close(self) -> None:
         """Give the open logs back to the process, for the reader that goes on from here."""
-        if self._logs is not None and not self._logs.finished:
-            with _pool_lock:
-                _pool[self._source, tuple(sorted(self._logs.positions.items()))] = self._logs
-                while len(_pool) > _POOL_MOST:
-                    _pool.pop(next(iter(_pool))).close()
-        elif self._logs is not None:
-            self._logs.close()
-        self._logs = None
+        self._give_back()
+
+    def _give_back(self) -> None:
+        logs, self._logs = self._logs, None
+        if logs is None:
+            return
+        self._mark = LogsMark(tuple(sorted(logs.positions.items())), logs.finished)
+        if logs.finished:
+            logs.close()
+            return
+        with _pool_lock:
+            replaced = _pool.pop((self._source, self._mark.positions), None)
+            _pool[self._source, self._mark.positions] = logs
+            while len(_pool) > _POOL_MOST:
+                _pool.pop(next(iter(_pool))).close()
+        if replaced is not None:
+            replaced.close()
 
     def _timestamp(self) -> Timestamp:
         return Timestamp(micros=self._watermark_ms * 1000) if self._watermark_ms >= 0 else MIN_TIMESTAMP
@@ -170,8 +184,11 @@ class LogsReader(UnboundedReader):
         if logs is not None:
             return logs
         source = self._source
+        opened = source.logs.open(source.follow)
+        _connects.inc()
+        monitoring.of_process().consumer_connects.inc()
         return MergedLogs(
-            source.logs.open(source.follow),
+            opened,
             source.config,
             source.actions,
             dict(self._mark.positions),

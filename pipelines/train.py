@@ -19,7 +19,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import FrameType
 from typing import Any
 
@@ -34,15 +34,16 @@ from schemas.process import CommandParser, UserError, run_main, setup_logging
 from schemas.quiet import quiet_imports
 
 with quiet_imports():
-    from . import failures, flink, sinks, source
+    from . import failures, flink, monitoring, sinks, source
     from .command_line import pipeline_options
     from .compatibility import check_configuration, record_configuration
+    from .counts import MEANINGS, Counts
     from .failures import noted
     from .join import Join
     from .learn import JoinAndLearn
     from .options import LOCAL_RUNNER, TrainConfig, TrainOptions
     from .outputs import DEAD_LETTERS, DELTAS, METRICS, PREDICTIONS, SNAPSHOTS, Metrics, Outputs, SnapshotRef
-    from .shard import Shard, forget, shard_of
+    from .shard import Shard, ShardCounts, forget, shard_of
     from .source import LogsSource
     from .state_files import Lease, StateFiles
     from .step import Version
@@ -54,7 +55,7 @@ TAGS = (METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS)
 #: Between two looks at whether a job elsewhere has come to the end.
 _POLL_S = 0.5
 #: Modules that remember something of a run in this process; each has a ``reset``.
-STATEFUL = (source, sinks, failures)
+STATEFUL = (source, sinks, failures, monitoring)
 
 
 class BeamState:
@@ -99,9 +100,7 @@ class JoinAndLearnFn(beam.DoFn):
         self._config = config
         counter = beam.metrics.Metrics.counter
         self._batches = counter("train", "batches")
-        self._events = counter("train", "events")
-        self._restores = counter("train", "restores")
-        self._dead = counter("train", "dead_letters")
+        self._counters = {name: counter("train", name) for name in (*MEANINGS, *asdict(ShardCounts()))}
 
     def process(
         self,
@@ -111,19 +110,26 @@ class JoinAndLearnFn(beam.DoFn):
         inputs: Any = beam.DoFn.StateParam(INPUTS),
     ) -> Iterator[Any]:
         number = int(element[0].rpartition(b"-")[2])
+        if self._config.metrics is not None:
+            monitoring.serve_when_free(self._config.metrics)
         shard = train_shard(self._config, number)
-        restores = shard.counts.restores
+        before = asdict(shard.counts)
         state = BeamState(version, base, inputs)
         with noted():
             outputs = shard.process(state, element[1])
-        self._batches.inc()
-        self._restores.inc(shard.counts.restores - restores)
         yield from self._tagged(outputs, number, shard.version.applied)
         # The outputs are in their sinks: from here on they need not be put out again.
         with noted():
             manifest = shard.settle(state)
+        self._count(number, outputs.counts, {name: now - before[name] for name, now in asdict(shard.counts).items()})
         if manifest is not None and manifest.publishable:
             yield beam.pvalue.TaggedOutput(SNAPSHOTS, SnapshotRef(self._config.state_dir, number, manifest.name))
+
+    def _count(self, shard: int, counts: Counts, faults: dict[str, int]) -> None:
+        self._batches.inc()
+        for name, more in (asdict(counts) | faults).items():
+            self._counters[name].inc(more)
+        monitoring.of_process().shard(shard).counted(counts, faults)
 
     def _tagged(self, outputs: Outputs, shard: int, applied: int) -> Iterator[beam.pvalue.TaggedOutput]:
         if outputs.metrics is not None:
@@ -131,7 +137,6 @@ class JoinAndLearnFn(beam.DoFn):
         for delta in outputs.deltas:
             yield beam.pvalue.TaggedOutput(DELTAS, delta)
         if outputs.dead_letters:
-            self._dead.inc(len(outputs.dead_letters))
             yield beam.pvalue.TaggedOutput(DEAD_LETTERS, (shard, outputs.dead_letters))
         if self._config.predictions_dir:
             # An empty part, too: it takes the place of what an earlier attempt may have put there.
@@ -142,8 +147,13 @@ def train_shard(config: TrainConfig, number: int) -> Shard[Outputs]:
     """This process's shard of the job that owns ``config.state_dir``."""
 
     def make() -> Shard[Outputs]:
-        learn = replace(config.learn, shard=number)
-        return Shard(lambda: JoinAndLearn(config.features, learn), StateFiles(config.state_dir, number), config.shard)
+        learn, monitor = replace(config.learn, shard=number), monitoring.of_process().shard(number)
+        return Shard(
+            lambda: JoinAndLearn(config.features, learn, monitor),
+            StateFiles(config.state_dir, number),
+            config.shard,
+            on_snapshot=monitor.wrote,
+        )
 
     return shard_of(config.state_dir, "join-and-learn", number, make)
 
@@ -228,6 +238,8 @@ def _run(options: PipelineOptions, config: TrainConfig) -> None:
         options.view_as(StandardOptions).runner = LOCAL_RUNNER
     for module in STATEFUL:
         module.reset()
+    if config.local and config.metrics is not None:
+        monitoring.serve(config.metrics)  # a port that is taken is told before anything begins
     previous = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         pipeline = beam.Pipeline(options=options)
@@ -248,6 +260,7 @@ def _run(options: PipelineOptions, config: TrainConfig) -> None:
     finally:
         signal.signal(signal.SIGTERM, previous)
         source.reset()
+        monitoring.reset()
         forget(config.state_dir)
 
 

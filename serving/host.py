@@ -11,9 +11,10 @@ import grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from schemas import flags
+from schemas.metrics_endpoint import MetricsEndpoint
 from schemas.process import UserError
 from serving.folders import require_version_folder
-from serving.metrics import Metrics, MetricsEndpoint
+from serving.metrics import Metrics
 from serving.service import Answering, ModelService, PredictionService
 from serving.versions import VersionManager
 

@@ -1,8 +1,8 @@
 """What a model server counts, for Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from schemas.process import UserError
+from schemas.metrics_endpoint import MetricsEndpoint
 
 # Finest around the 20 ms that a ranking may take.
 _BUCKETS_S = (0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -40,29 +40,10 @@ class Metrics:
         """A version could not be loaded."""
         self._loads.labels("failed").inc()
 
-    def serve(self, port: int) -> "MetricsEndpoint":
+    def serve(self, port: int) -> MetricsEndpoint:
         """Publish `/metrics` on the loopback interface; port 0 takes a free one.
 
         Raises:
             UserError: the port is in use.
         """
         return MetricsEndpoint(port, self.registry)
-
-
-class MetricsEndpoint:
-    """The HTTP server behind `Metrics.serve`; `port` is the one it is bound to."""
-
-    def __init__(self, port: int, registry: CollectorRegistry) -> None:
-        try:
-            self._httpd, self._thread = start_http_server(port, addr="127.0.0.1", registry=registry)
-        except OSError as error:
-            raise UserError(
-                f"cannot publish metrics on 127.0.0.1:{port}: {error.strerror}; choose another --metrics_port"
-            ) from error
-        self.port: int = self._httpd.server_port
-
-    def close(self) -> None:
-        """Stop publishing."""
-        self._httpd.shutdown()
-        self._httpd.server_close()
-        self._thread.join()

@@ -246,14 +246,28 @@ def test_a_sick_model_is_not_published_at_the_end(tmp_path, caplog):
 def test_a_reader_goes_on_with_the_open_logs_of_the_one_before(config):
     reader = train.logs_source(config).create_reader(PipelineOptions(), None)
     assert reader.start()
-    mark = reader.get_checkpoint_mark()
     opened = reader._logs
-    reader.close()
+    mark = reader.get_checkpoint_mark()
+    # Beam keeps the one before, to which nobody may ever come back.
     again = train.logs_source(config).create_reader(PipelineOptions(), mark)
     assert again.start()
     assert again._logs is opened
     first = dict(mark.positions)
     assert all(position.offset >= first[name].offset for name, position in again._logs.positions.items() if name in first)
+
+
+def test_a_reader_that_is_come_back_to_goes_on_where_it_was(config):
+    reader = train.logs_source(config).create_reader(PipelineOptions(), None)
+    assert reader.start()
+    before = dict(reader.get_checkpoint_mark().positions)
+    assert reader.advance()
+    after = dict(reader.get_checkpoint_mark().positions)
+    assert after != before
+    assert all(after[name].offset >= position.offset for name, position in before.items())
+    while reader.advance():
+        pass
+    assert reader.get_checkpoint_mark().finished
+    assert not reader.advance()
 
 
 def test_open_logs_that_nobody_asks_for_again_do_not_gather(config):
