@@ -17,12 +17,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .cuckoo_buckets import CELLS, LINE_WORDS
 from .cuckoo_kernels import (
     BUCKETS,
-    CELLS,
     DONE,
     LEVEL,
-    LINE_WORDS,
     MAX_LOAD,
     NO_ROOM,
     SIZE,

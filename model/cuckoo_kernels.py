@@ -12,13 +12,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from .cuckoo_buckets import CELLS, LINE_WORDS, first_cell, free_cell, tag_of, tagged
 from .feature_ids import mix63_jit
 from .prefetch import AHEAD, prefetch, prefetch_item
 
 NO_ROW = -1
-CELLS = 12
 MAX_LOAD = 0.75  # keys a cell from which the index grows: while half of the buckets are split, the others are far fuller
-LINE_WORDS = 8  # a bucket is a cache line of 64 bytes
 SIZE, STASHED, BUCKETS, LEVEL = 0, 1, 2, 3  # cells of IndexArrays.meta
 DONE, NO_ROOM, ROW_TAKEN = 0, 1, 2
 BLOCK = 256  # keys found at a time: what is then done with their rows finds these in the cache
@@ -27,12 +26,6 @@ _SEARCH = 256  # buckets looked at for a free cell
 _SECOND = 28  # bits of the hash from which the second bucket is taken; the tag's are the top 8 of its 63
 _TAG = 55
 _POSITIVE = np.int64(0x7FFFFFFFFFFFFFFF)
-_LOW = np.uint64(0x0101010101010101)
-_SEVEN = np.uint64(0x7F7F7F7F7F7F7F7F)
-_HIGH = np.uint64(0x8080808080808080)
-_HALF = np.uint64(0x0000000080808080)  # a bucket's second word of tags has four
-_PLACES = np.uint64(0x0001020304050607)
-_NONE = np.uint64(0)
 
 
 class IndexArrays(NamedTuple):
@@ -71,69 +64,12 @@ def _bucket(h: int, buckets: int, level: int) -> int:
 
 
 @njit(inline="always")
-def _first_cell(bucket: int) -> int:
-    """The first of a bucket's 12 cells, which lie side by side."""
-    return bucket * 16 + 4
-
-
-@njit(inline="always")
-def _tag_of(cell: int) -> int:
-    """Where in `tags` a cell's tag is."""
-    return (cell >> 4) * 64 + (cell & 15) - 4
-
-
-@njit(inline="always")
-def _matches(word: np.uint64, tag: int) -> np.uint64:
-    """The high bit of each byte of a word of tags that equals the tag; bytes above the first may be false."""
-    x = word ^ (np.uint64(tag) * _LOW)
-    return (x - _LOW) & ~x & _HIGH
-
-
-@njit(inline="always")
-def _zeros(word: np.uint64) -> np.uint64:
-    """The high bit of each byte that is 0."""
-    return ~(((word & _SEVEN) + _SEVEN) | word | _SEVEN)
-
-
-@njit(inline="always")
-def _place_of(bits: np.uint64) -> np.int64:
-    """Which byte's high bit is the lowest set."""
-    lowest = bits & (~bits + np.uint64(1))
-    return np.int64(((lowest >> np.uint64(7)) * _PLACES) >> np.uint64(56))
-
-
-@njit(inline="always")
-def _cell_of(bucket: int, low: np.uint64, high: np.uint64) -> np.int64:
-    """The first cell of a bucket whose bit is set, in eight bytes and four more, or -1."""
-    cell = np.int64(-1)
-    if low != _NONE:
-        cell = _first_cell(bucket) + _place_of(low)
-    elif high != _NONE:
-        cell = _first_cell(bucket) + 8 + _place_of(high)
-    return cell
-
-
-@njit(inline="always")
-def _tagged(words, bucket, tag):  # type: ignore[no-untyped-def]
-    """The first cell of a bucket with this tag, or -1."""
-    at = np.uint64(bucket * LINE_WORDS)
-    return _cell_of(bucket, _matches(words[at], tag), _matches(words[at + np.uint64(1)], tag) & _HALF)
-
-
-@njit(inline="always")
-def _free_cell(words, bucket):  # type: ignore[no-untyped-def]
-    """The first free cell of a bucket, or -1."""
-    at = np.uint64(bucket * LINE_WORDS)
-    return _cell_of(bucket, _zeros(words[at]), _zeros(words[at + np.uint64(1)]) & _HALF)
-
-
-@njit(inline="always")
 def _cell_in(tags, words, rows, keys, bucket, tag, key):  # type: ignore[no-untyped-def]
     """Cell of the key in one bucket, or -1."""
     found = np.int64(-1)
-    if _tagged(words, bucket, tag) >= 0:
-        for cell in range(_first_cell(bucket), _first_cell(bucket) + CELLS):
-            if tags[_tag_of(cell)] == tag and keys[rows[cell], 0] == key:
+    if tagged(words, bucket, tag) >= 0:
+        for cell in range(first_cell(bucket), first_cell(bucket) + CELLS):
+            if tags[tag_of(cell)] == tag and keys[rows[cell], 0] == key:
                 found = cell
     return found
 
@@ -152,17 +88,17 @@ def _clear_path(index: IndexArrays, first: int, second: int) -> np.int64:
     buckets, level = index.meta[BUCKETS], index.meta[LEVEL]
     head, tail = 0, 2
     while head < tail:
-        hole = _free_cell(index.words, nodes[head])
+        hole = free_cell(index.words, nodes[head])
         if hole >= 0:
             node = np.int64(head)
             while parents[node] >= 0:
-                index.tags[_tag_of(hole)] = index.tags[_tag_of(cells[node])]
+                index.tags[tag_of(hole)] = index.tags[tag_of(cells[node])]
                 index.rows[hole] = index.rows[cells[node]]
                 hole = cells[node]
                 node = np.int64(parents[node])
-            index.tags[_tag_of(hole)] = 0
+            index.tags[tag_of(hole)] = 0
             return hole
-        for cell in range(_first_cell(nodes[head]), _first_cell(nodes[head]) + CELLS):
+        for cell in range(first_cell(nodes[head]), first_cell(nodes[head]) + CELLS):
             h = _hash(index.keys[index.rows[cell], 0])
             other = _bucket(h, buckets, level)
             if other == nodes[head]:
@@ -184,7 +120,7 @@ def _place_by_force(index: IndexArrays, key: int, row: int) -> None:
     buckets, level = index.meta[BUCKETS], index.meta[LEVEL]
     cell = _clear_path(index, _bucket(h, buckets, level), _bucket(h >> _SECOND, buckets, level))
     if cell >= 0:
-        index.tags[_tag_of(cell)] = _tag(h)
+        index.tags[tag_of(cell)] = _tag(h)
         index.rows[cell] = row
     else:
         index.stash[index.meta[STASHED]] = row
@@ -213,16 +149,16 @@ def split_next(index: IndexArrays) -> None:
     buckets = meta[BUCKETS]
     level = 2 * meta[LEVEL] if buckets == meta[LEVEL] else meta[LEVEL]
     old = buckets - (level >> 1)
-    for cell in range(_first_cell(old), _first_cell(old) + CELLS):
-        if tags[_tag_of(cell)] != 0:
+    for cell in range(first_cell(old), first_cell(old) + CELLS):
+        if tags[tag_of(cell)] != 0:
             h = _hash(keys[rows[cell], 0])
             if _bucket(h, buckets, level) != old:
                 h >>= _SECOND
             if h & (level - 1) == buckets:
                 target = cell + (buckets - old) * 16
-                tags[_tag_of(target)] = tags[_tag_of(cell)]
+                tags[tag_of(target)] = tags[tag_of(cell)]
                 rows[target] = rows[cell]
-                tags[_tag_of(cell)] = 0
+                tags[tag_of(cell)] = 0
     meta[BUCKETS], meta[LEVEL] = buckets + 1, level
 
 
@@ -260,11 +196,11 @@ def place(index, tags, words, rows, meta, key, row):  # type: ignore[no-untyped-
     Nine keys of ten lie in their first bucket, so that most searches end there.
     """
     h = _hash(key)
-    cell = _free_cell(words, _bucket(h, meta[BUCKETS], meta[LEVEL]))
+    cell = free_cell(words, _bucket(h, meta[BUCKETS], meta[LEVEL]))
     if cell < 0:
-        cell = _free_cell(words, _bucket(h >> _SECOND, meta[BUCKETS], meta[LEVEL]))
+        cell = free_cell(words, _bucket(h >> _SECOND, meta[BUCKETS], meta[LEVEL]))
     if cell >= 0:
-        tags[_tag_of(cell)] = _tag(h)
+        tags[tag_of(cell)] = _tag(h)
         rows[cell] = row
     else:
         _place_by_force(index, key, row)
@@ -288,7 +224,7 @@ def remove_key(tags, words, rows, stash, keys, meta, key):  # type: ignore[no-un
     if cell >= 0:
         if cell < rows.size:
             row = np.int64(rows[cell])
-            tags[_tag_of(cell)] = 0
+            tags[tag_of(cell)] = 0
         else:
             row = np.int64(stash[cell - rows.size])
             meta[STASHED] -= 1
@@ -329,7 +265,7 @@ def find_block(index, words, rows, stash, row_keys, meta, keys, start, n, read, 
             prefetch_item(words, _bucket(hashes[k], buckets, level) * LINE_WORDS)
         i = k - AHEAD
         if 0 <= i < n:
-            cell = _tagged(words, _bucket(hashes[i], buckets, level), _tag(hashes[i]))
+            cell = tagged(words, _bucket(hashes[i], buckets, level), _tag(hashes[i]))
             cells[i] = cell
             if cell >= 0:
                 found[start + i] = rows[cell]
@@ -338,7 +274,7 @@ def find_block(index, words, rows, stash, row_keys, meta, keys, start, n, read, 
                 prefetch_item(words, _bucket(hashes[i] >> _SECOND, buckets, level) * LINE_WORDS)
         i -= AHEAD
         if 0 <= i < n and cells[i] < 0:
-            cell = _tagged(words, _bucket(hashes[i] >> _SECOND, buckets, level), _tag(hashes[i]))
+            cell = tagged(words, _bucket(hashes[i] >> _SECOND, buckets, level), _tag(hashes[i]))
             cells[i] = cell
             if cell >= 0:
                 found[start + i] = rows[cell]
