@@ -74,8 +74,9 @@ class TableMachine(RuleBasedStateMachine):
 
     def set_up(self, capacity, table_bytes):
         self.patch, self.threads_before = pytest.MonkeyPatch(), threads()
-        for least in ("_LEAST", "_LEAST_SUMMED"):  # batches as small as these would not be shared by threads
-            self.patch.setattr(f"model.table.{least}", 4)
+        # Batches as small as these would not be shared by threads.
+        for least in ("table._LEAST", "pooled_rows._LEAST", "pooled_rows._LEAST_SUMMED", "row_copies._LEAST"):
+            self.patch.setattr(f"model.{least}", 4)
         self.table_bytes = table_bytes
         self.table = EmbeddingTable(self.config, capacity, SEED, table_bytes)
         self.copies = [EmbeddingTable(self.config, 1) for _ in range(2)]
