@@ -1,6 +1,6 @@
-"""Files in, model out: examples a second of the whole training job on the local runner, and what memory it takes.
+"""Logs in, model out: examples a second of the whole training job, and what it takes.
 
-    python -m bench.pipeline
+    python -m bench.pipeline [--runner flink]
 
 A simulated stream is written as Avro logs; then `pipelines.train` reads, merges, joins, scores and learns it, writes its
 snapshots and exports the model, in one process of its own, as anyone would run it. The rate counts from the first record
@@ -8,6 +8,10 @@ to the last step; the seconds of the whole process, start of Python and compilat
 of its memory is the kernel's mark for that process's program alone, looked at every 50 ms until it ends. What is resident is
 looked at as well, quarter by quarter of the run: once the ids have been seen it must not grow with the length of the stream,
 which `rss_growth_mb`, from the third quarter to the last, tells.
+
+With `--runner flink` the stream is in Kafka, and broker, Flink cluster and worker run beside each other on this machine. What
+the job has learned is read from its metrics, second by second, for `--seconds`; then for a sixth of that at each further
+`--parallelism`, and last, on the same cluster with the same options, the join of a Beam textbook (`bench.textbook_join`).
 """
 
 import argparse
@@ -53,7 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     add("--days", type=flags.positive, default=1.0, help="simulated days that they take (default: %(default)s)")
     add("--step", type=flags.count, default=4096, help="examples a step of the model (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the simulated world (default: %(default)s)")
+    add("--runner", choices=("local", "flink"), default="local", help="where it runs (default: %(default)s)")
+    add("--seconds", type=flags.positive, default=180.0, help="flink: that are measured (default: %(default)s)")
+    add("--parallelism", type=flags.count, nargs="+", default=[1, 2, 4], help="flink: of the job (default: 1 2 4)")
     args = parser.parse_args(argv)
+    if args.runner == "flink":
+        from bench.pipeline_flink import measure  # it brings Beam: not for --help
+
+        with signals_interrupt():
+            finish(*measure(args))
+        return 0
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals_interrupt())
