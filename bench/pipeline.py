@@ -11,7 +11,8 @@ which `rss_growth_mb`, from the third quarter to the last, tells.
 
 With `--runner flink` the stream is in Kafka, and broker, Flink cluster and worker run beside each other on this machine. What
 the job has learned is read from its metrics, second by second, for `--seconds`; then for a sixth of that at each further
-`--parallelism`, and last, on the same cluster with the same options, the join of a Beam textbook (`bench.textbook_join`).
+`--parallelism`, and last, for a third of it, on the same cluster with the same options, the join of a Beam textbook
+(`bench.textbook_join`).
 """
 
 import argparse
