@@ -61,15 +61,16 @@ class MergedLogs:
         self._idle_s, self._sync_interval_s = idle_s, sync_interval_s
         self._sync_due = time.monotonic() + sync_interval_s
         self._queue: list[EventBatch] = []
-        self._emitted = dict(positions)
+        # A partition that nothing has come from yet holds nothing back.
+        self._emitted = {name: position for name, position in positions.items() if position != START}
         self._finished = False
         # What has been read is read on even if its folder is gone: that is a hole in the log, and told as one.
         self._open(frozenset(offsets_of(positions)))
 
     @property
     def positions(self) -> dict[str, Position]:
-        """After the last batch handed out."""
-        return dict(self._emitted)
+        """After the last batch handed out, of all partitions."""
+        return dict.fromkeys(self._names, START) | self._emitted
 
     @property
     def finished(self) -> bool:
@@ -116,7 +117,7 @@ class MergedLogs:
         opened = {stream.name for stream in self.streams}
         for decoder in self._decoders:
             numbers = {number for topic, number in known if topic == decoder.topic}
-            for number in sorted(numbers.union(self._logs.partitions(decoder.topic))):
+            for number in sorted(numbers.union(self._logs.partitions(decoder.topic, numbers))):
                 name = f"{decoder.topic}/p{number:03d}"
                 if name not in opened:
                     position = self._emitted.get(name, START)

@@ -254,7 +254,8 @@ class Shard(Generic[T]):
     def _apply(self, batch: EventBatch) -> T:
         assert self.step is not None
         keep = np.ones(len(batch), bool)
-        positions = dict(self.positions)
+        # Those that nothing has come from are kept, too: they tell how many there are.
+        positions = dict.fromkeys(batch.partitions, START) | self.positions
         for number, name in enumerate(batch.partitions):
             if name not in batch.spans:
                 continue

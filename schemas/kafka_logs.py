@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,21 +93,29 @@ class KafkaLogs:
         self._counted = time.monotonic()
         self._readers: dict[tuple[str, int], KafkaReader] = {}
 
-    def partitions(self, topic: str) -> Sequence[int]:
+    def partitions(self, topic: str, known: Collection[int] = ()) -> Sequence[int]:
         """Numbers of a topic's partitions.
 
         Raises:
-            UserError: there are others than at first: a user's events would be in two of them.
+            UserError: there are others than at first, or than `known`: a user's events would be in two of them.
         """
+        if known and len(known) != self._partitions[topic]:
+            raise self._spread_anew(topic, self._partitions[topic], len(known))
         if time.monotonic() - self._counted > _COUNTED_S:
             self._counted = time.monotonic()
             for each, before in self._partitions.items():
                 if (now := self._count(each)) != before:
-                    raise UserError(
-                        f"topic {self._place.prefix}{each} has {now} partitions now and had {before}: users are spread over "
-                        "them anew, so stop, copy both topics into new ones of one size, and begin with an empty --state_dir"
-                    )
+                    raise self._spread_anew(each, now, before)
         return range(self._partitions[topic])
+
+    def _spread_anew(self, topic: str, now: int, before: int) -> UserError:
+        place = self._place
+        prefix = f" --kafka_prefix {place.prefix}" if place.prefix else ""
+        return UserError(
+            f"topic {place.prefix}{topic} has {now} partitions now and had {before}: users are spread over them anew; stop, "
+            f"run python -m pipelines.rekey --kafka {place.servers}{prefix} --to_prefix NEW --partitions {now}, and train with "
+            "--kafka_prefix NEW and an empty --state_dir"
+        )
 
     def reader(self, topic: str, partition: int, offset: int) -> KafkaReader:
         """A reader of one partition, from an offset on.

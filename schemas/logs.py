@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,8 +21,16 @@ class Reader(Protocol):
 class Logs(Protocol):
     """Open logs."""
 
-    def partitions(self, topic: str) -> Sequence[int]:
-        """Numbers of a topic's partitions, as they are now."""
+    def partitions(self, topic: str, known: Collection[int] = ()) -> Sequence[int]:
+        """Numbers of a topic's partitions, as they are now.
+
+        Args:
+            topic: whose.
+            known: those that a state speaks of, if it does of any.
+
+        Raises:
+            UserError: there are others than `known`, and these logs cannot have more in time.
+        """
 
     def reader(self, topic: str, partition: int, offset: int) -> Reader:
         """A reader of one partition, from an offset on."""
@@ -55,8 +63,8 @@ class FileLogs:
         """Itself: there is nothing to hold open."""
         return self
 
-    def partitions(self, topic: str) -> Sequence[int]:
-        """Numbers of the partitions that have a folder."""
+    def partitions(self, topic: str, known: Collection[int] = ()) -> Sequence[int]:
+        """Numbers of the partitions that have a folder: there may be more in time."""
         return list_partitions(Path(self.root), topic)
 
     def reader(self, topic: str, partition: int, offset: int) -> PartitionReader:

@@ -10,7 +10,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from deploy.kafka_broker import KafkaBroker, KafkaOptions
-from pipelines import replay, train
+from pipelines import rekey, replay, train
 from schemas import kafka_logs
 from schemas.kafka_logs import KafkaTopics, kafka_options
 from schemas.log_segments import LogHoleError
@@ -104,6 +104,33 @@ def test_more_partitions_and_lost_messages_are_refused(broker):
             logs.partitions("actions")
     finally:
         logs.close()
+
+
+def test_topics_that_were_spread_anew_are_refused_by_a_state_and_learned_from_copies(tmp_path, broker, logs, capsys):
+    config, place = str(logs / "rest" / "feature_config.toml"), ("--kafka", broker.bootstrap)
+    world = (*WORLD, "--out", str(tmp_path / "rest"), *place, "--kafka_prefix", "grown-")
+    assert replay.main([*world]) == 0
+    before = learned(tmp_path, "state", *place, "--kafka_prefix", "grown-", "--config", config)
+    client, names = AdminClient({"bootstrap.servers": broker.bootstrap}), ("grown-features", "grown-actions")
+    for future in client.create_partitions([NewPartitions(name, 3) for name in names]).values():
+        future.result(30)
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    producer.produce("grown-actions", b"no record", partition=2)
+    assert producer.flush(30) == 0
+    said = "topic grown-features has 3 partitions now and had 2: .* run python -m pipelines.rekey --kafka .* --to_prefix NEW"
+    with pytest.raises(UserError, match=said):
+        learned(tmp_path, "state", *place, "--kafka_prefix", "grown-", "--config", config)
+
+    command = [*place, "--kafka_prefix", "grown-", "--to_prefix", "anew-", "--partitions", "3"]
+    assert rekey.main(command) == 0
+    assert f"copied: 600 features, {before['actions'] + before['late'] + before['unmatched']:,} actions; unreadable: 1" in (
+        capsys.readouterr().out
+    )
+    after = learned(tmp_path, "anew", *place, "--kafka_prefix", "anew-", "--config", config)
+    told = ("examples", "impressions", "actions", "duplicates", "late", "table_rows", "dead_letters")
+    assert {name: after[name] for name in told} == {name: before[name] for name in told}
+    with pytest.raises(UserError, match=r"topic anew-features on .* cannot be made: .*; give another --kafka_prefix"):
+        rekey.main(command)
 
 
 def test_settings_of_the_client_come_from_a_file(tmp_path):
