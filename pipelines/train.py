@@ -6,7 +6,7 @@ request, and learned from, in one event-sourced step a shard; parameters leave b
     # a laptop: bounded logs, Beam's local runner
     python -m pipelines.train --logs LOGS --state_dir STATE --model_dir MODELS --metrics_json metrics.json
 
-    # logs that grow: goes on until SIGTERM, then snapshots and ends with status 0
+    # logs that grow: goes on until SIGTERM, then snapshots and ends with status 0 (a job on a cluster goes on by itself)
     python -m pipelines.train --logs LOGS --state_dir STATE --model_dir MODELS --follow --snapshot_interval 5
 
 Run again with the same --state_dir it goes on where it stopped, however it stopped: each example is learned exactly once.
@@ -240,7 +240,7 @@ def _run(options: PipelineOptions, config: TrainConfig) -> None:
         module.reset()
     if config.local and config.metrics is not None:
         monitoring.serve(config.metrics)  # a port that is taken is told before anything begins
-    previous = signal.signal(signal.SIGTERM, _on_sigterm)
+    previous = signal.signal(signal.SIGTERM, _on_sigterm if config.local else _leave)
     try:
         pipeline = beam.Pipeline(options=options)
         build_pipeline(pipeline, config)
@@ -250,6 +250,9 @@ def _run(options: PipelineOptions, config: TrainConfig) -> None:
                 result.wait_until_finish()
             else:
                 _end(result, options, StateFiles(config.state_dir, 0))
+    except _LeftError:
+        name = options.view_as(GoogleCloudOptions).job_name
+        log.info("the job goes on without its submitter: python -m pipelines.stop ends it", extra={"job": name})
     except Exception as error:
         said = failures.first()
         if said is None and "JobCancellationException" in str(error):  # Flink's, through a job server that tells no other state
@@ -276,6 +279,14 @@ def _end(result: PipelineResult, options: PipelineOptions, files: StateFiles) ->
             return
         time.sleep(_POLL_S)
     result.wait_until_finish()
+
+
+class _LeftError(Exception):
+    """A submitter that is asked to end leaves its job where it runs."""
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    raise _LeftError
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import socket
+import time
 import urllib.request
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.flink_cluster import FlinkCluster
+from deploy.server import wait_until
 from pipelines import flink
 from pipelines.memory import need
 from schemas.config import load_config
@@ -81,7 +83,10 @@ def test_the_worker_and_flink_publish_what_the_dashboard_shows(cluster, reporter
     config = load_config(Path(world[world.index("--config") + 1]))
     needed = need(config, round(own["freshet_trainer_table_rows"]), impressions_per_s=1)
     assert 0.4 * needed.total < own["process_resident_memory_bytes"] < needed.total
-    for running in flink.alive(cluster.rest):
-        flink.cancel(cluster.rest, running.name)
-    assert job.process.wait(WAIT_S) == 2  # cancelled
-    assert scraped(port) == {}  # gone with the worker
+    job.process.terminate()
+    assert job.process.wait(WAIT_S) == 0
+    assert "the job goes on without its submitter: python -m pipelines.stop ends it" in job.log.read_text()
+    (running,) = flink.alive(cluster.rest)
+    assert scraped(port)["freshet_trainer_examples_total"] == own["freshet_trainer_examples_total"]
+    flink.cancel(cluster.rest, running.name)
+    wait_until(lambda: scraped(port) == {}, cluster.servers, time.monotonic() + WAIT_S, "end the worker")  # and its metrics
