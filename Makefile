@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo up down kafka-up kafka-down flink-up flink-down submit servers lock test soak chaos check format bench bench-peers clean
+.PHONY: help setup demo up down kafka-up kafka-down flink-up flink-down submit servers lock test soak chaos check format bench bench-flink bench-peers clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*?## /\t/' | expand -t 12
@@ -77,6 +77,9 @@ bench: setup ## run every benchmark; KUAIRAND_DIR=FOLDER: where KuaiRand-Pure wa
 	$(BIN)/python -m bench.kuairand
 	$(BIN)/python -m bench.collisions
 	$(BIN)/python -m bench.table
+
+bench-flink: setup ## the whole job on Flink, fed by Kafka, and a textbook's join beside it; ten minutes
+	$(BIN)/python -m bench.pipeline --runner flink
 
 bench-peers: setup .venv-peers/.installed ## the table beside TFRA and TensorFlow's tables, in an environment of their own
 	$(BIN)/python -m bench.table
