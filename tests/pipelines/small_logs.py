@@ -9,6 +9,7 @@ import pyarrow as pa
 from model.featuriser import Featuriser
 from pipelines.batches import Span
 from pipelines.join import Join
+from pipelines.learn import JoinAndLearn
 from pipelines.merge import MergedLogs
 from schemas.config import FeatureConfig, Head, ModelConfig, Slot
 from schemas.log_files import LogWriter, partition_of
@@ -142,3 +143,9 @@ def rows_of(batches):
         for batch in batches
         for row in batch.events.to_pylist()
     ]
+
+
+def applied(batches, learn, step=None):
+    """The step, a new one unless it is given, after the batches; and the outputs of each."""
+    step = step or JoinAndLearn(CONFIG, learn)
+    return step, [step.apply(batch) for batch in batches]
