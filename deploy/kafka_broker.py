@@ -86,8 +86,7 @@ class KafkaBroker(Service):
         settings.write_text(properties(broker_config(self.host, port, controller_port, data) | dict(self.options.config)))
         logging_option = f"-Dlog4j2.configurationFile={_LOG4J.as_uri()}"
         if not (data / "meta.properties").exists():
-            cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            _format([program, logging_option, "-cp", classes, "kafka.tools.StorageTool"], cluster, settings)
+            format_folder([program, logging_option, "-cp", classes, "kafka.tools.StorageTool"], new_cluster_id(), settings)
         command = [
             *(program, f"-Xmx{self.options.heap_mb}m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-Djava.awt.headless=true"),
             *(logging_option, "-cp", classes, "kafka.Kafka", str(settings)),
@@ -158,9 +157,20 @@ def properties(settings: Mapping[str, str]) -> str:
     return "".join(f"{name}={quoted(value)}\n" for name, value in settings.items())
 
 
-def _format(tool: list[str], cluster: str, settings: Path) -> None:
+def new_cluster_id() -> str:
+    """A name nobody else has: 22 characters of URL-safe base64, the first of which may be a dash."""
+    return urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
+def format_folder(tool: Sequence[str], cluster_id: str, settings: Path) -> None:
+    """Make the folder that `settings` names a broker's, by Kafka's storage tool."""
     done = subprocess.run(
-        [*tool, "format", "-t", cluster, "-c", str(settings)], capture_output=True, text=True, check=False, timeout=60
+        # In one word with its option: a name that begins with a dash would be taken for an option of its own.
+        [*tool, "format", f"--cluster-id={cluster_id}", "-c", str(settings)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     if done.returncode:
         raise UserError(f"Kafka cannot format its folder with {settings}:{tail(done.stdout + done.stderr)}")

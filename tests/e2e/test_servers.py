@@ -18,9 +18,10 @@ from apache_beam.testing.util import assert_that, equal_to
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from deploy import install
 from deploy.flink_cluster import FlinkCluster
 from deploy.flink_config import FlinkOptions
-from deploy.kafka_broker import KafkaBroker, KafkaOptions
+from deploy.kafka_broker import KafkaBroker, KafkaOptions, broker_config, format_folder, properties
 from deploy.server import processes_of
 from deploy.state import read, running
 from schemas.process import UserError
@@ -159,6 +160,14 @@ def test_a_setting_that_a_server_refuses_is_told_in_its_own_words(tmp_path):
     options = KafkaOptions(port=0, controller_port=0, config={"num.network.threads": "0"})
     with pytest.raises(UserError, match=r"num\.network\.threads"):
         KafkaBroker(tmp_path, options).start()
+
+
+def test_a_folder_is_formatted_for_a_cluster_whose_name_begins_with_a_dash(tmp_path):
+    settings = tmp_path / "server.properties"
+    settings.write_text(properties(broker_config("127.0.0.1", 9092, 9093, tmp_path / "data")))
+    tool = [str(install.java()), "-cp", f"{install.kafka_libraries()}/*", "kafka.tools.StorageTool"]
+    format_folder(tool, "-uH0mPSFTSuiHKZBqcpYkw", settings)
+    assert "cluster.id=-uH0mPSFTSuiHKZBqcpYkw" in (tmp_path / "data" / "meta.properties").read_text().splitlines()
 
 
 def test_a_port_that_is_taken_is_told_with_its_option(tmp_path):
