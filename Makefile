@@ -55,8 +55,9 @@ lock: setup ## resolve requirements.in into requirements.txt
 test: setup ## run the tests, in two processes
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
-soak: setup ## ten million mixed operations on the embedding table, against plain NumPy
+soak: setup ## ten million mixed operations on the embedding table, against plain NumPy; half an hour of the job on Flink: does memory grow?
 	$(BIN)/python -m tests.model.soak_table
+	$(BIN)/python -m tests.e2e.soak_job $(ARGS)
 
 chaos: setup ## the training job on Flink and Kafka while twenty things die under it; ARGS="--faults 40": options of it
 	$(BIN)/python -m tests.e2e.chaos $(ARGS)
