@@ -47,7 +47,8 @@ class RowArrays(NamedTuple):
     """The arena as kernels take it: one memory seen as float32[R, 2 K], int32[R, 2 K] and int64[R, K] (`KEY` and so on).
 
     `free` is a heap, its lowest number first; `due` int64[R / 256] says of each stretch of 256 rows that none of them has
-    outlived its time at that second, or before; `meta` int64[3] is (NEXT, FREE, LIMIT).
+    outlived its time at that second, or before, and `oldest` int64[R / 256] that none of them was last seen before that second,
+    but for rows that were spared when it was noted (see `evict_rows`); `meta` int64[3] is (NEXT, FREE, LIMIT).
     """
 
     floats: NDArray[np.float32]
@@ -55,6 +56,7 @@ class RowArrays(NamedTuple):
     longs: NDArray[np.int64]
     free: NDArray[np.int32]
     due: NDArray[np.int64]
+    oldest: NDArray[np.int64]
     meta: NDArray[np.int64]
 
 
@@ -76,6 +78,7 @@ class RowArena:
         self.records = GrowingArray(((layout.end + 1) // 2,), np.int64, min(capacity, most))
         self._free = GrowingArray((), np.int32, min(capacity, most))
         self._due = GrowingArray((), np.int64, _stretches(min(capacity, most)))
+        self._oldest = GrowingArray((), np.int64, _stretches(min(capacity, most)))
         self._meta = np.zeros(3, np.int64)
         self._meta[LIMIT] = len(self.records)
 
@@ -109,7 +112,9 @@ class RowArena:
         self.records.reserve(rows)
         self._free.reserve(rows)
         self._due.reserve(_stretches(rows))
-        self._meta[LIMIT] = min(self.most, len(self.records), len(self._free), len(self._due) << STRETCH)
+        self._oldest.reserve(_stretches(rows))
+        stretches = min(len(self._due), len(self._oldest))
+        self._meta[LIMIT] = min(self.most, len(self.records), len(self._free), stretches << STRETCH)
 
     def check_room(self, rows: int) -> None:
         """Raises MemoryError if it may not hold so many more rows."""
@@ -155,11 +160,16 @@ class RowArena:
         """The arrays for one kernel call; valid until the next `reserve`."""
         records = self.records.array
         floats, ints = records.view(np.float32), records.view(np.int32)
-        return RowArrays(floats, ints, records, self._free.array, self._due.array, self._meta)
+        return RowArrays(floats, ints, records, self._free.array, self._due.array, self._oldest.array, self._meta)
 
     def written(self, rows: NDArray[np.int32]) -> None:
         """Notes that rows int32[N] were last seen at any time: when the first of them is due is not known."""
         self._due.array[rows >> STRETCH] = 0
+        self._oldest.array[rows >> STRETCH] = 0
+
+    def forget_oldest(self) -> None:
+        """Any row may be old: those that were spared are spared no more."""
+        self._oldest.array[:] = 0
 
 
 def _stretches(rows: int) -> int:
@@ -203,11 +213,12 @@ def take_row(free: NDArray[np.int32], meta: NDArray[np.int64]) -> np.int64:
 
 
 @njit(inline="always")
-def note_due(due: NDArray[np.int64], meta: NDArray[np.int64], row: int, due_s: int) -> None:
-    """Notes when a row that was just taken is due. One that begins a stretch is all there is of it."""
+def note_taken(due, oldest, meta, row, due_s, seen_s):  # type: ignore[no-untyped-def]
+    """Notes when a row that was just taken is due, and was seen. One that begins a stretch is all there is of it."""
     stretch = row >> STRETCH
     alone = row == stretch << STRETCH and row + 1 == meta[NEXT]
     due[stretch] = due_s if alone else min(due[stretch], due_s)
+    oldest[stretch] = seen_s if alone else min(oldest[stretch], seen_s)
 
 
 @njit(inline="always")

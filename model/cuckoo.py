@@ -125,6 +125,14 @@ class CuckooIndex:
         """Has memory ready for the buckets of `more` keys; they come into use one by one."""
         self._buckets.reserve(int((len(self) + more) / (CELLS * MAX_LOAD)) + 2)
 
+    @staticmethod
+    def warm_up() -> None:
+        """Compiles what `relieve` runs, or reads it from the cache."""
+        index = CuckooIndex(1)
+        index._buckets.reserve(_MIN_BUCKETS + 1)
+        split_next(index.arrays())
+        unstash(index.arrays(), np.empty(0, np.int32))
+
     def arrays(self) -> IndexArrays:
         """The index for one kernel call; valid until `reserve`, `relieve`, or more rows."""
         words = self._buckets.array.reshape(-1)

@@ -143,7 +143,8 @@ def make_room(index: IndexArrays) -> bool:
 def split_next(index: IndexArrays) -> None:
     """Splits one bucket in two: linear hashing (Litwin 1980), so that the index grows a bucket at a time.
 
-    A key keeps its place among the cells: none is ever in another's way.
+    A key keeps its place among the cells: none is ever in another's way. One in its second bucket goes home to its first if
+    that has a free cell by now.
     """
     tags, _, rows, _, keys, meta = index
     buckets = meta[BUCKETS]
@@ -152,7 +153,14 @@ def split_next(index: IndexArrays) -> None:
     for cell in range(first_cell(old), first_cell(old) + CELLS):
         if tags[tag_of(cell)] != 0:
             h = _hash(keys[rows[cell], 0])
-            if _bucket(h, buckets, level) != old:
+            home = _bucket(h, buckets, level)
+            if home != old:
+                hole = free_cell(index.words, home)
+                if hole >= 0:
+                    tags[tag_of(hole)] = tags[tag_of(cell)]
+                    rows[hole] = rows[cell]
+                    tags[tag_of(cell)] = 0
+                    continue
                 h >>= _SECOND
             if h & (level - 1) == buckets:
                 target = cell + (buckets - old) * 16
@@ -193,7 +201,8 @@ def has_room(words: NDArray[np.uint64], stash: NDArray[np.int32], meta: NDArray[
 def place(index, tags, words, rows, meta, key, row):  # type: ignore[no-untyped-def]
     """Puts the row of a key that is not there into a cell of its first bucket or, if that is full, its second; there is room.
 
-    Nine keys of ten lie in their first bucket, so that most searches end there.
+    Most keys lie in their first bucket, where their searches end: nine of ten in an index that was made as large as it is, and
+    three of four in one that grew.
     """
     h = _hash(key)
     cell = free_cell(words, _bucket(h, meta[BUCKETS], meta[LEVEL]))

@@ -102,38 +102,52 @@ def evict_rows(
     slot_rows: NDArray[np.int64],
     seen_s: int,
     version: int,
-    budget: int,
     hand: int,
     spare: bool,
     removed: NDArray[np.int64],
 ) -> tuple[int, int]:
-    """Moves the hand over at most `budget` rows until `removed` is full of keys last seen at `seen_s` or before, which go.
+    """Moves the hand once over the rows until `removed` is full of keys last seen at `seen_s` or before, which go.
 
     Rows that `version` int32 has touched stay: the batch at work uses them. With `spare` the last rows of a slot stay, too.
+    Stretches whose rows are all younger are passed over; `oldest` is noted of those looked at, without the rows spared.
 
     Returns:
         Where the hand stands, and how many keys were put into `removed`.
     """
     first = np.int64(1 + slot_rows.size)
     tags, words, index_rows, stash, keys, index_meta = index
-    ints, longs, free, meta = arena.ints, arena.longs, arena.free, arena.meta
+    ints, longs, free, oldest, meta = arena.ints, arena.longs, arena.free, arena.oldest, arena.meta
     end = meta[NEXT]
-    gone = 0
-    for _ in range(min(budget, end - first)):
-        if gone == removed.size:
-            break
-        row = hand if first <= hand < end else int(first)
-        hand = row + 1
-        if row + AHEAD < end and longs[row + AHEAD, KEY] != 0:
-            prefetch_key(words, index_meta, longs[row + AHEAD, KEY])
-        key = longs[row, KEY]
-        if key != 0 and ints[row, TOUCHED] != version and (np.int64(ints[row, SEEN]) & _UINT32) <= seen_s:
+    gone, left = 0, end - first
+    while left > 0 and gone < removed.size:
+        start = hand if first <= hand < end else first
+        stretch = start >> STRETCH
+        stop = min(end, (stretch + 1) << STRETCH)
+        hand = min(stop, start + left)
+        left -= hand - start
+        if spare and oldest[stretch] > seen_s:
+            continue
+        first_seen_s = np.int64(NEVER_S)
+        for row in range(start, hand):
+            if row + AHEAD < end and longs[row + AHEAD, KEY] != 0:
+                prefetch_key(words, index_meta, longs[row + AHEAD, KEY])
+            key, row_seen_s = longs[row, KEY], np.int64(ints[row, SEEN]) & _UINT32
+            if key == 0:
+                continue
             slot = slots.of_number[key >> SLOT_SHIFT]
             if spare and slot_rows[slot] <= slots.min_rows[slot]:
+                continue
+            if ints[row, TOUCHED] == version or row_seen_s > seen_s:
+                first_seen_s = min(first_seen_s, row_seen_s)
                 continue
             let_go(tags, words, index_rows, stash, keys, index_meta, free, meta, slot_rows, key, slot)
             removed[gone] = key
             gone += 1
+            if gone == removed.size:
+                hand = row + 1
+                break
+        if spare and start == max(first, stretch << STRETCH) and hand == stop:
+            oldest[stretch] = first_seen_s
     return hand, gone
 
 

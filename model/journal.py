@@ -49,15 +49,18 @@ class _Log:
         runs = self._end_run - self._first_run
         return len(self) * self._items.row_nbytes + runs * self._runs.row_nbytes
 
+    def reserve(self, more: int) -> None:
+        """Has memory ready for `more` items of one version."""
+        self._items.reserve(self.end + more)
+        self._runs.reserve(self._end_run + 1)
+
     def append(self, items: NDArray, version: int) -> None:
         """Mentions items in a version, the last one's or a later one."""
         if not items.size:
             return
-        self._items.reserve(self.end + items.size)
+        self.reserve(items.size)
         self._items.array[self.end : self.end + items.size] = items
-        runs = self._runs.array
-        if self._end_run == self._first_run or runs[self._end_run - 1, 0] != version:
-            self._runs.reserve(self._end_run + 1)
+        if self._end_run == self._first_run or self._runs.array[self._end_run - 1, 0] != version:
             self._runs.array[self._end_run] = version, self.end
             self._end_run += 1
         self.end += items.size
@@ -125,6 +128,15 @@ class Journal:
     def nbytes(self) -> int:
         """Bytes of the mentions kept."""
         return self._touched.nbytes + self._removed.nbytes
+
+    def reserve(self, rows: int, keys: int) -> None:
+        """Has memory ready for a version that touches so many rows, and removes so many keys.
+
+        Raises:
+            MemoryError: the system refuses.
+        """
+        self._touched.reserve(rows)
+        self._removed.reserve(keys)
 
     def mention(self, rows: NDArray[np.int32], version: int, touched: NDArray[np.int32], rows_used: int) -> None:
         """Notes rows int32[N] below `rows_used` as touched first in `version`; `touched` int32[>= rows_used] is theirs."""

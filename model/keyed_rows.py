@@ -24,6 +24,7 @@ from .optimizers import INITIAL, counts_steps, state_width
 from .row_copies import copy_rows
 from .slot_arrays import SlotArrays, check_known, slot_rows_of
 from .table_rows import TableRows
+from .threads import free_at_fork
 
 _SKETCH_WIDTH = 1 << 20
 _MENTIONS_BYTES = 8  # of the journal, at most, for each row
@@ -46,8 +47,8 @@ def row_bytes(config: FeatureConfig) -> float:
 class KeyedRows:
     """Rows with their keys, optimizer state, counts, last-seen times and versions.
 
-    Row numbers hold until rows are next admitted, let go or loaded. Verbs take turns: several threads may call them, but a
-    process that forks within one leaves its child a table that nobody can use.
+    Row numbers hold until rows are next admitted, let go or loaded. Verbs take turns: several threads may call them, and a
+    fork waits for the verb at work.
 
     Args:
         config: slots with their optimizers, and the dimension.
@@ -75,6 +76,7 @@ class KeyedRows:
         self.version = 0
         self.expired = self.evicted = self.refused = 0
         self._lock = threading.RLock()
+        free_at_fork(self._lock)
         self._config = config
         self._slots = SlotArrays.of(config)
         self._defaults = len(slots)
@@ -277,7 +279,8 @@ class KeyedRows:
             self._put(rows, at, live)
             self._arena.touched[at] = rows.versions.astype(np.int32)
             self._journal.restore(at, rows.versions, state)
-            self._newest_ms, self.version = int(state["newest_ms"][0]), version
+            self._newest_ms = int(state["newest_ms"][0])
+            self.version = max(version, int(rows.versions.max(initial=0)))  # other shards may have come further
             self._hands[:] = np.where(hands >= first, hands + appended, 0)
             for name, value in zip(_COUNTERS, state["counters"].tolist(), strict=True):
                 setattr(self, name, value)
@@ -311,5 +314,6 @@ class KeyedRows:
     def _checked_rows(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
         rows = kernel_array(rows, np.int32)
         if rows.size and int(rows.view(np.uint32).max()) >= self._arena.end:
-            raise ValueError(f"row {rows.max()} is not in a table of {self._arena.end} rows: look rows up in this table")
+            row = rows[(rows < 0) | (rows >= self._arena.end)][0]
+            raise ValueError(f"row {row} is not in a table of {self._arena.end} rows: look rows up in this table")
         return rows

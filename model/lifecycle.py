@@ -7,8 +7,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .admission import passes_count, passes_draw
-from .arena import COUNT, KEY, SEEN, TOUCHED, RowArrays, can_take, note_due, take_row, word
-from .cuckoo_kernels import BLOCK, NO_ROW, SIZE, IndexArrays, find_block, find_row, has_room, make_room, place
+from .arena import COUNT, KEY, SEEN, TOUCHED, RowArrays, can_take, note_taken, take_row, word
+from .cuckoo_kernels import BLOCK, NO_ROW, SIZE, IndexArrays, find_block, find_row, has_room, locate, make_room, place
 from .eviction import let_go, outlived
 from .feature_ids import SLOT_SHIFT
 from .slot_arrays import SlotArrays
@@ -145,7 +145,8 @@ def admit_ids(
             the count that the id where it stopped comes in with. Before the end of `unique` it stops only for what it wants.
     """
     tags, words, index_rows, stash, keys, meta = index
-    ints, longs, free, due, arena_meta = arena.ints, arena.longs, arena.free, arena.due, arena.meta
+    ints, longs, free, arena_meta = arena.ints, arena.longs, arena.free, arena.meta
+    due, oldest = arena.due, arena.oldest
     of_number, min_rows = slots.of_number, slots.min_rows
     admission, miss, ttl_s = slots.admission, slots.missed, slots.ttl_s
     progress[WANTS] = NOTHING
@@ -187,16 +188,22 @@ def admit_ids(
                     if not has_room(words, stash, meta) and not make_room(index):
                         progress[WANTS], progress[AT], progress[PASSED] = CELL, i, count
                         return
-                    row = take_row(free, arena_meta)
-                    longs[row, KEY] = key
-                    ints[row, COUNT] = count
-                    ints[row, SEEN] = np.int32(now_s)
-                    note_due(due, arena_meta, row, now_s + ttl_s[slot])
-                    meta[SIZE] += 1
-                    slot_rows[slot] += 1
-                    place(index, tags, words, index_rows, meta, key, row)
-                    created[progress[CREATED]] = i
-                    progress[CREATED] += 1
+                    cell = locate(tags, words, index_rows, stash, keys, meta, key)
+                    if cell >= 0:  # an id given twice, against the contract: a second row of one key would never be found
+                        row = np.int64(index_rows[cell] if cell < index_rows.size else stash[cell - index_rows.size])
+                        _see(ints, row, occurrences[i], now_s)
+                    else:
+                        row = take_row(free, arena_meta)
+                        longs[row, KEY] = key
+                        ints[row, COUNT] = count
+                        ints[row, SEEN] = np.int32(now_s)
+                        ints[row, TOUCHED] = np.int32(version - 1)  # so that this is its first touch in any version
+                        note_taken(due, oldest, arena_meta, row, now_s + ttl_s[slot], np.int64(now_s))
+                        meta[SIZE] += 1
+                        slot_rows[slot] += 1
+                        place(index, tags, words, index_rows, meta, key, row)
+                        created[progress[CREATED]] = i
+                        progress[CREATED] += 1
         rows[i] = row
         missed[progress[MISSED]] = i
         progress[MISSED] += 1

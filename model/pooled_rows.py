@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,18 +24,31 @@ _LEAST_SUMMED = 4096  # a thread that adds up gradients passes over the whole ba
 GradientPart = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
 
 
+class Scratch(threading.local):
+    """Rows float32[R, width] to write to, which each thread has for its own and keeps: fresh memory for each batch would cost
+    more in page faults than what is put there."""
+
+    def __init__(self, width: int) -> None:
+        self._rows = np.empty((0, width), np.float32)
+
+    def take(self, rows: int) -> NDArray[np.float32]:
+        """So many rows, which hold anything, until this thread's next call."""
+        if len(self._rows) < rows:
+            self._rows = np.empty((2 * rows, self._rows.shape[1]), np.float32)
+        return self._rows[:rows]
+
+
 class PooledRows(KeyedRows):
     """Keyed rows that are read, and that gradients come to, by batches of examples.
 
-    What `scatter` returns holds until the next `scatter`: fresh memory for each batch would cost more in page faults than the
-    sums.
+    What `scatter` returns holds until the same thread's next `scatter`.
 
     Args: as `KeyedRows`.
     """
 
     def __init__(self, config: FeatureConfig, capacity: int, table_bytes: int | None) -> None:
         super().__init__(config, capacity, table_bytes)
-        self._gradients = np.zeros((0, self.row_width), np.float32)
+        self._gradients = Scratch(self.row_width)
 
     def find(self, unique: NDArray[np.int64]) -> NDArray[np.int32]:
         """Rows int32[U] of ids int64[U]: an id's own, or its slot's default row; row 0 for id 0. Changes nothing.
@@ -134,9 +148,7 @@ class PooledRows(KeyedRows):
             rows: int32[U] rows of the distinct ids.
         """
         rows = self._checked_rows(rows)
-        if len(self._gradients) < rows.size:
-            self._gradients = np.empty((2 * rows.size, self.row_width), np.float32)
-        out = self._gradients[: rows.size]
+        out = self._gradients.take(rows.size)
         checked: list[GradientPart] = []
         for grad_first, grad_v, inverse in parts:
             inverse = check_inverse(inverse, rows.size, self._slots.of_column.size)

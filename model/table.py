@@ -42,19 +42,18 @@ from .lifecycle import (
     see_ids,
 )
 from .optimizers import sum_defaults, update_rows
-from .pooled_rows import PooledRows
+from .pooled_rows import PooledRows, Scratch
 from .slot_arrays import check_known
 from .threads import ranges, run
 
 _LEAST = 4096  # ids a thread: with fewer it would take longer to wake up than to work
 _EVICTED_AT_ONCE = 4096
-_LOOKED_AT = 16  # rows for each one to evict, before younger ones go, too
 
 
 class EmbeddingTable(PooledRows):
     """Embeddings by feature id, with optimizer state, counts and last-seen times.
 
-    Values that `admit` returns hold until the next `admit`, as sums do of `scatter`.
+    Values that `admit` returns hold until the same thread's next `admit`, as sums do of `scatter`.
 
     Args:
         config: slots with their admission, times to live, initial values and optimizers, and the dimension.
@@ -73,7 +72,8 @@ class EmbeddingTable(PooledRows):
         super().__init__(config, capacity, table_bytes)
         self._seed = int(mix63(np.array([seed]))[0])
         self._dedup = Dedup(self._slots.of_number)
-        self._values = np.zeros((0, self.row_width), np.float32)
+        self._values = Scratch(self.row_width)
+        self._told_oldest = np.ones(self._defaults, np.bool_)  # slots whose rows RowArrays.oldest tells of, all of them
 
     def warm_up(self) -> None:
         """Compiles every kernel, or reads it from the cache, by the work of one batch on a table that is thrown away."""
@@ -85,8 +85,12 @@ class EmbeddingTable(PooledRows):
         first, v = np.zeros((1, numbers.size), np.float32), np.zeros((1, numbers.size, self.dim), np.float32)
         table.pool(values, inverse, first, v)
         table.update(rows, table.scatter([(first[:, 0].copy(), v, inverse)], rows))
+        table.lookup(ids, first, v)
         table.load(table.export(table.find(unique)[1:]), unique[1:2])
-        table._index.relieve()
+        table.tick()
+        table.touched_since(table.version)
+        table.removed_since(table.version)
+        table._index.warm_up()
         table._evict(1)
         table.expire(10**15, 1)
 
@@ -140,10 +144,9 @@ class EmbeddingTable(PooledRows):
         with self._lock:
             self._arena.reserve(unique.size)
             self._index.reserve(unique.size)
+            self._journal.reserve(unique.size + self._defaults, 2 * unique.size)  # as many may expire, and be evicted
+            values = self._values.take(unique.size)
             self.advance(time_ms)
-            if len(self._values) < unique.size:
-                self._values = np.empty((2 * unique.size, self.row_width), np.float32)
-            values = self._values[: unique.size]
             rows, fresh = np.empty(unique.size, np.int32), np.empty(unique.size, np.bool_)
             if self._see(unique, occurrences, rows, fresh, values):
                 self._admit_missing(unique, occurrences, rows, fresh, values)
@@ -199,14 +202,14 @@ class EmbeddingTable(PooledRows):
         self._sketch.age(int(progress[COUNTED]))
         self.expired += int(progress[REMOVED])
         self.refused += int(progress[REFUSED])
-        self._journal.remove(removed[: progress[REMOVED]], self.version)
-        self._journal.mention(mentions[: progress[MENTIONED]], self.version, self._arena.touched, self._arena.end)
         arena, new = self._arena.arrays(), created[: progress[CREATED]]
         run(
             lambda part: start_rows(arena, self._arena.layout, self._slots, rows, new[part], self._seed),
             ranges(new.size, _LEAST),
         )
         read_rows(arena.floats, self._arena.layout.values, rows, missed[: progress[MISSED]], values)
+        self._journal.remove(removed[: progress[REMOVED]], self.version)
+        self._journal.mention(mentions[: progress[MENTIONED]], self.version, self._arena.touched, self._arena.end)
 
     # From gradients to rows
 
@@ -275,19 +278,18 @@ class EmbeddingTable(PooledRows):
         """
         wanted = min(wanted, _EVICTED_AT_ONCE, 1 + len(self) // 64)
         removed, arena, freed = np.empty(wanted, np.int64), self._arena.arrays(), 0
-        # Where the oldest tenth lies elsewhere than the hand, any row it comes upon will do: no batch walks a whole table.
-        for seen_s in (oldest_seen(arena, 1 + self._defaults), self._now_s):
-            self._hands[1], gone = evict_rows(
-                self._index.arrays(), arena, self._slots, self._slot_rows,
-                seen_s, wrapped(self.version), _LOOKED_AT * wanted, self._hands[1], True, removed[freed:],
-            )  # fmt: skip
-            freed += gone
-        for spare in (True, False):  # the batch itself holds most rows: any other, wherever it is
+        evictable = self._slot_rows > self._slots.min_rows
+        if (evictable & ~self._told_oldest).any():
+            self._arena.forget_oldest()
+            self._told_oldest[:] = True
+        # The batch itself, and slots' last rows, may be all of the oldest tenth, or all there is.
+        for seen_s, spare in ((oldest_seen(arena, 1 + self._defaults), True), (self._now_s, True), (self._now_s, False)):
             if not freed:
                 self._hands[1], freed = evict_rows(
                     self._index.arrays(), arena, self._slots, self._slot_rows,
-                    self._now_s, wrapped(self.version), self._arena.end, self._hands[1], spare, removed,
+                    seen_s, wrapped(self.version), self._hands[1], spare, removed,
                 )  # fmt: skip
+        self._told_oldest &= self._slot_rows > self._slots.min_rows
         self._journal.remove(removed[:freed], self.version)
         self.evicted += freed
         return freed > 0

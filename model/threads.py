@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -69,8 +70,10 @@ def run(function: Callable[[slice], _T], parts: Sequence[slice]) -> list[_T]:
     try:
         work()
     finally:
-        wait(others)  # they write to the caller's arrays
-    for other in others:
+        # Those that have not begun have nothing left to do; the others write to the caller's arrays.
+        begun = [other for other in others if not other.cancel()]
+        wait(begun)
+    for other in begun:
         other.result()
     return results  # type: ignore[return-value]  # each turn was taken
 
@@ -83,10 +86,39 @@ def _threads() -> ThreadPoolExecutor:
         return _executor
 
 
-def _forget_threads() -> None:
+_guarded: weakref.WeakSet[threading.RLock] = weakref.WeakSet()  # type: ignore[type-arg]
+_guarded_lock = threading.Lock()
+_held: list[threading.RLock] = []  # type: ignore[valid-type]
+
+
+def free_at_fork(lock: threading.RLock) -> None:  # type: ignore[valid-type]
+    """Has each fork wait until no other thread holds this lock: a child has no thread that could ever release it.
+
+    A thread that holds one such lock must not wait for another.
+    """
+    with _guarded_lock:
+        _guarded.add(lock)
+
+
+def _hold() -> None:
+    _guarded_lock.acquire()
+    _held[:] = _guarded
+    for lock in _held:
+        lock.acquire()  # type: ignore[attr-defined]
+
+
+def _release() -> None:
+    for lock in _held:
+        lock.release()  # type: ignore[attr-defined]
+    _held.clear()
+    _guarded_lock.release()
+
+
+def _release_in_child() -> None:
     global _executor, _lock
+    _release()
     _executor, _lock = None, threading.Lock()
 
 
-# A forked child has none of its parent's threads, and may have been born while one of them held the lock.
-os.register_at_fork(after_in_child=_forget_threads)
+# A forked child has none of its parent's threads, and may have been born while one of them held the executor's lock.
+os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_release_in_child)

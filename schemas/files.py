@@ -27,8 +27,9 @@ def replace_file(path: Path, text: str, durable: bool = False) -> None:
             what is written every moment.
 
     Raises:
-        OSError: the disk refuses; the old text is still there then.
+        OSError: the disk refuses; the old text is still there then, unless all but the names in the folder was written.
     """
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -40,4 +41,5 @@ def replace_file(path: Path, text: str, durable: bool = False) -> None:
         temporary.unlink(missing_ok=True)
         raise
     if durable:
-        sync_path(path.parent)
+        for folder in (path.parent, *(new.parent for new in missing)):
+            sync_path(folder)

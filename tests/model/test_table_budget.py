@@ -46,6 +46,34 @@ def test_a_budget_holds_and_the_oldest_leave_first():
     assert table.refused == 0
 
 
+def test_the_oldest_leave_first_wherever_they_lie():
+    table = EmbeddingTable(config_of(), capacity=16, table_bytes=500_000)
+    room = table._arena.most - 3
+    cut = room * 9 // 10
+    fill(table, 1, room + 1, time_ms=1_000, at_once=1_000)
+    fill(table, 1, cut, time_ms=100_000_000, at_once=1_000)  # the hand stands before all of these
+    gone = room // 64
+    fill(table, room + 1, room + 1 + gone, time_ms=100_000_000, at_once=gone)
+    found = table.find(np.array(videos(1, room + 1))) > 2
+    assert table.evicted >= gone and found[: cut - 1].all() and np.count_nonzero(~found[cut - 1 :]) == table.evicted
+
+
+def test_rows_that_a_slot_keeps_are_not_looked_at_until_it_has_more():
+    table = EmbeddingTable(config_of(min_rows=2_000), capacity=16, table_bytes=500_000)
+    room = table._arena.most - 3
+    fill(table, 1, 2_001, time_ms=1_000_000, at_once=1_000)
+    for first in range(1, room, 50):
+        table.tick()
+        put(table, [feature_id(2, value) for value in range(first, first + 50)], time_ms=2_000_000)
+    kept = np.array(videos(1, 2_001))
+    assert table.evicted > 1_000 and (table.find(kept) > 2).all()
+    stretches = table._arena.arrays().oldest[1 : 2_000 >> 8]
+    assert stretches.size and (stretches > 2_000).all()  # none of their rows was last seen by then, but for those kept
+    fill(table, 5_001, 5_101, time_ms=9_000_000)
+    left = np.count_nonzero(table.find(kept) > 2)
+    assert 1_900 <= left < 2_000  # the oldest of all, of which it has more now
+
+
 def test_a_batch_keeps_its_own_rows_and_what_does_not_fit_is_refused():
     table = EmbeddingTable(config_of(), capacity=16, table_bytes=100_000)
     room = table._arena.most - 3
