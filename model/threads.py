@@ -86,12 +86,12 @@ def _threads() -> ThreadPoolExecutor:
         return _executor
 
 
-_guarded: weakref.WeakSet[threading.RLock] = weakref.WeakSet()  # type: ignore[type-arg]
+_guarded: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
 _guarded_lock = threading.Lock()
-_held: list[threading.RLock] = []  # type: ignore[valid-type]
+_held: list[threading.RLock] = []
 
 
-def free_at_fork(lock: threading.RLock) -> None:  # type: ignore[valid-type]
+def free_at_fork(lock: threading.RLock) -> None:
     """Has each fork wait until no other thread holds this lock: a child has no thread that could ever release it.
 
     A thread that holds one such lock must not wait for another.
@@ -104,12 +104,12 @@ def _hold() -> None:
     _guarded_lock.acquire()
     _held[:] = _guarded
     for lock in _held:
-        lock.acquire()  # type: ignore[attr-defined]
+        lock.acquire()
 
 
 def _release() -> None:
     for lock in _held:
-        lock.release()  # type: ignore[attr-defined]
+        lock.release()
     _held.clear()
     _guarded_lock.release()
 
