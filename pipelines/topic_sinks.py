@@ -75,7 +75,8 @@ class WriteDeadLettersToTopic(beam.DoFn):
     def _check_same(self, newest: Record, records: list[dict[str, Any]]) -> None:
         """A number tells a letter among those of the same logs only."""
         for record in records:
-            if record["number"] == newest["number"] and record != newest:
+            here = record["partition"], record["offset"]
+            if record["number"] == newest["number"] and here != (newest["partition"], newest["offset"]):
                 raise UserError(
                     f"{self._output.option} {self._output.name} has another dead letter {record['number']:,}, of "
                     f"{newest['partition']} at {newest['offset']:,}: it is of another job; give this one a topic of its own"

@@ -127,9 +127,7 @@ class KafkaLogs:
             LogHoleError: the broker does not hold that offset any more.
         """
         name = self._place.prefix + topic
-        low, high = self._asked(
-            lambda: self._consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=ANSWER_S)
-        )
+        low, high = self._asked(lambda: self._consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=ANSWER_S))
         if offset == 0 and low > 0:
             log.warning("a topic's beginning is gone", extra={"topic": name, "partition": partition, "begins": low})
             offset = low

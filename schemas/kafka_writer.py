@@ -36,13 +36,19 @@ class Deliveries:
         self.offsets: list[int] = []
 
     def put(self, value: bytes, key: bytes, partition: int = -1) -> None:
-        """Hand over one message; its partition is the producer's to choose unless given."""
+        """Hand over one message; its partition is the producer's to choose unless given.
+
+        Raises:
+            UserError: the client does not take it.
+        """
         while True:
             try:
                 self._producer.produce(self._name, value, key, partition, on_delivery=self._delivered)
                 return
             except BufferError:  # the queue is full: wait until some are delivered
                 self._producer.poll(0.1)
+            except KafkaException as error:
+                raise self._refusal(error.args[0]) from error
 
     def check(self) -> None:
         """Look at what became of those so far.
@@ -52,7 +58,7 @@ class Deliveries:
         """
         self._producer.poll(0)
         if self._refused is not None:
-            raise UserError(f"topic {self._name}: a message was refused: {self._refused.str()}")
+            raise self._refusal(self._refused)
 
     def wait(self) -> None:
         """Wait until all of them are in the topic.
@@ -64,6 +70,11 @@ class Deliveries:
         self.check()
         if left:
             raise UserError(f"topic {self._name}: {left} messages were not taken within {FLUSH_S:g} s: is the broker up?")
+
+    def _refusal(self, error: KafkaError) -> UserError:
+        large = error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+        remedy = ": raise the topic's max.message.bytes and, in --kafka_config, message.max.bytes" if large else ""
+        return UserError(f"topic {self._name}: a message was refused: {error.str()}{remedy}")
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         self._refused = self._refused or error

@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.2
 #: Bytes of a message that are neither key nor value: what the batch around it adds, at most.
 _OVERHEAD = 512
-#: Messages that go to the broker together: fewer bytes than any topic's limit, which is one of such batches.
+#: Of messages that go to the broker together: the limit of a topic is one of such batches.
 _BATCH_BYTES = 64 << 10
 _LIMIT = "max.message.bytes"
+_LEAST_BYTES, _MOST_BYTES = 1_000, 1_000_000_000  # that the client may be told for it
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,10 @@ class ShardTopic:
         return f"{self._output.option} {self._output.name}"
 
     def _make_producer(self) -> Producer:
-        more = {} if self._limit is None else {"batch.size": min(_BATCH_BYTES, self._limit), "message.max.bytes": self._limit}
+        limit = self._limit or _MOST_BYTES  # the broker's is the one that counts
         # Messages wait for their broker as long as we do: if some gave up before others, there would be a gap.
-        return producer_of(self._output.place, **{"message.timeout.ms": 0, "batch.size": _BATCH_BYTES} | more)
+        more = {"message.timeout.ms": 0, "batch.size": min(_BATCH_BYTES, limit), "message.max.bytes": max(limit, _LEAST_BYTES)}
+        return producer_of(self._output.place, **more)
 
     def _give_up(self, shard: int) -> None:
         """What was handed over may be in the topic, or not: the topic will tell."""
@@ -173,7 +175,9 @@ class ShardTopic:
             return int(future.result(2 * ANSWER_S)[_LIMIT].value)
         except KafkaException as error:
             reason = error.args[0].str()
-            log.warning("a topic's %s is not told: messages go one by one", _LIMIT, extra={"topic": resource.name, "why": reason})
+            log.warning(
+                "a topic's %s is not told: messages go one by one", _LIMIT, extra={"topic": resource.name, "why": reason}
+            )
             return None
 
     def _ends(self, partition: int) -> tuple[int, int]:
@@ -229,4 +233,6 @@ class ShardTopic:
         try:
             return self._decoder.decode(message.value() or b"")
         except AvroError as error:
-            raise UserError(f"{self._name}, offset {message.offset()}: {error}; give a topic that is the job's alone") from error
+            raise UserError(
+                f"{self._name}, offset {message.offset()}: {error}; give a topic that is the job's alone"
+            ) from error
