@@ -9,14 +9,13 @@ from pathlib import Path
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from schemas.config import FeatureConfig, load_config
-from schemas.kafka_logs import KafkaTopics, kafka_options
-from schemas.log_segments import list_partitions
-from schemas.logs import FileLogs, LogsPlace
+from schemas.logs import LogsPlace
 from schemas.process import UserError
 
 from .arms import ARMS, arms_named
 from .learn_config import LearnConfig
 from .monitoring import MetricsPlace
+from .places import Topics, logs_of, topics_of
 from .shard import ShardConfig
 
 #: Where logs, and a state, say how their features became ids.
@@ -116,6 +115,17 @@ class TrainOptions(PipelineOptions):
             help="folder for what could not be used, with reason, place and bytes (default: STATE/dead_letters)",
         )
         add("--parameter_log", metavar="DIR", help="folder for the parameters that changed, as deltas; without it none is kept")
+        add(
+            "--dead_letters_topic",
+            metavar="TOPIC",
+            help="topic for what could not be used, of the same brokers, in place of --dead_letters_dir; it must be there",
+        )
+        add(
+            "--parameter_topic",
+            metavar="TOPIC",
+            help="topic for the deltas, of the same brokers, in place of --parameter_log; it must be there, and its "
+            "max.message.bytes be above the largest delta",
+        )
         add(
             "--progress_interval",
             metavar="SECONDS",
@@ -264,6 +274,7 @@ class TrainConfig:
     predictions_dir: str | None
     dead_letters_dir: str
     parameter_log: str | None
+    topics: Topics
     follow: bool
     learn: LearnConfig
     shard: ShardConfig
@@ -294,7 +305,8 @@ class TrainConfig:
             if not least <= value <= most:
                 raise UserError(f"--{name} {value}: must be from {least:,.15g} to {most:,.15g}")
         arms = arms_named([name.strip() for name in train.arms.split(",") if name.strip()])
-        logs = _place_of(train)
+        logs = logs_of(train)
+        topics = topics_of(train, logs)
         return cls(
             features=load_config(Path(train.config) if train.config else Path(train.logs) / CONFIG_NAME),
             logs=logs,
@@ -304,6 +316,7 @@ class TrainConfig:
             predictions_dir=train.predictions_dir,
             dead_letters_dir=train.dead_letters_dir or str(Path(train.state_dir) / "dead_letters"),
             parameter_log=train.parameter_log,
+            topics=topics,
             follow=train.follow,
             learn=LearnConfig(
                 step=train.step,
@@ -326,34 +339,3 @@ class TrainConfig:
             metrics=None if train.metrics_port is None else MetricsPlace(train.metrics_host, train.metrics_port),
             local=(options.view_as(StandardOptions).runner or "") in LOCAL_NAMES,
         )
-
-
-def _place_of(train: TrainOptions) -> LogsPlace:
-    """Where the logs are."""
-    if not (train.logs or train.kafka):
-        raise UserError("--logs is missing; see python -m pipelines.train --help")
-    if train.logs and train.kafka:
-        raise UserError("--logs and --kafka are two places for the same logs: give one of them")
-    if train.logs:
-        if train.kafka_prefix or train.kafka_config:
-            raise UserError("--kafka_prefix and --kafka_config are of --kafka: leave them out")
-        _check_logs(Path(train.logs), train.follow)
-        return FileLogs(train.logs)
-    if not train.config:
-        raise UserError("--config is missing: topics do not say how features became ids; give what pipelines.replay took")
-    options = kafka_options(Path(train.kafka_config)) if train.kafka_config else ()
-    return KafkaTopics(train.kafka, train.kafka_prefix, options)
-
-
-def _check_logs(logs: Path, follow: bool) -> None:
-    """Whether there is something to read, or with ``follow`` a place where it may yet appear."""
-    remedy = f"write logs with python -m pipelines.replay --out {logs}"
-    if follow:
-        if not logs.is_dir():
-            raise UserError(f"--logs {logs}: no such folder; make it, or {remedy}")
-        return
-    for topic in ("features", "actions"):
-        if not (logs / topic).is_dir():
-            raise UserError(f"--logs {logs}: no folder {topic}/ in it; {remedy}")
-        if not list_partitions(logs, topic):
-            raise UserError(f"--logs {logs}: no partitions in {topic}/; {remedy}, or wait for them with --follow")

@@ -32,6 +32,10 @@ class DeadLetter:
     reason: str
     raw: bytes
 
+    def to_record(self, shard: int) -> dict[str, Any]:
+        """As a record of a topic (`dead_letter.avsc`)."""
+        return {"shard": shard, **vars(self)}
+
 
 @dataclass(frozen=True)
 class Metrics:

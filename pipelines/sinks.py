@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import IO
 
@@ -40,7 +40,7 @@ _PARAMETERS = "parameters"
 _TAIL = 4 << 10
 #: Deltas a runner may repeat at once: more than a bundle ever holds.
 _REMEMBERED = 256
-_written: dict[tuple[str, int], deque[bytes]] = {}
+_written: dict[tuple[Hashable, int], deque[bytes]] = {}
 #: By folder and shard, the version of the predictions that this process wrote last.
 _newest: dict[tuple[str, int], int] = {}
 _written_lock = threading.Lock()
@@ -172,28 +172,55 @@ def _parquet(parts: list[Predictions]) -> bytes | None:
     return sink.getvalue().to_pybytes()
 
 
-class WriteDeltas(beam.DoFn):
-    """Appends parameter deltas to the parameter log, one segment a delta: a reader sees it whole or not at all."""
+class DeltaSink(beam.DoFn):
+    """Appends parameter deltas to a parameter log, those that are there already told by what they hold.
 
-    def __init__(self, root: str) -> None:
-        self._root = root
+    Args:
+        log: where it is, as `WriteDeltas` and `pipelines.topic_sinks` have it.
+        place: such as an option and its folder, for errors.
+    """
+
+    def __init__(self, log: Hashable, place: str) -> None:
+        self._log, self._place = log, place
 
     def process(self, element: Delta) -> None:
         record = element.to_record()
         digest = _digest(record)
-        with noted(f"--parameter_log {self._root}"), _written_lock:
-            written = self._written(element.shard)
+        with noted(self._place), _written_lock:
+            known = (self._log, element.shard) in _written
+            written = _written.setdefault((self._log, element.shard), deque(maxlen=_REMEMBERED))
+            written.extend(map(_digest, self._unseen(element.shard, known)))
             if digest not in written:
-                with LogWriter(self._root, _PARAMETERS, element.shard) as writer:
-                    writer.append([record])
+                self._append(element.shard, record)
                 written.append(digest)
 
-    def _written(self, shard: int) -> deque[bytes]:
-        """Digests of the newest deltas; of those that another process wrote, of the last one."""
-        if (self._root, shard) not in _written:
-            reader = PartitionReader(self._root, _PARAMETERS, shard, newest_segment(self._root, _PARAMETERS, shard))
-            _written[self._root, shard] = deque(map(_digest, reader.read(1).records), _REMEMBERED)
-        return _written[self._root, shard]
+    def _unseen(self, shard: int, known: bool) -> Iterable[Record]:
+        """Newest deltas that others wrote; `known`: since this process looked last."""
+        raise NotImplementedError
+
+    def _append(self, shard: int, record: Record) -> None:
+        """Returns when it is there for good."""
+        raise NotImplementedError
+
+
+class WriteDeltas(DeltaSink):
+    """A parameter log in files, one segment a delta: a reader sees it whole or not at all.
+
+    A partition of files has one writer, so others have written only what was there at first: its last delta.
+    """
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root, f"--parameter_log {root}")
+        self._root = root
+
+    def _unseen(self, shard: int, known: bool) -> Iterable[Record]:
+        if known:
+            return []
+        return PartitionReader(self._root, _PARAMETERS, shard, newest_segment(self._root, _PARAMETERS, shard)).read(1).records
+
+    def _append(self, shard: int, record: Record) -> None:
+        with LogWriter(self._root, _PARAMETERS, shard) as writer:
+            writer.append([record])
 
 
 def _digest(delta: Record) -> bytes:

@@ -34,7 +34,7 @@ from schemas.process import CommandParser, UserError, run_main, setup_logging
 from schemas.quiet import quiet_imports
 
 with quiet_imports():
-    from . import failures, flink, monitoring, sinks, source
+    from . import failures, flink, monitoring, sinks, source, topic_sinks
     from .command_line import pipeline_options
     from .compatibility import check_configuration, record_configuration
     from .counts import MEANINGS, Counts
@@ -55,7 +55,7 @@ TAGS = (METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS)
 #: Between two looks at whether a job elsewhere has come to the end.
 _POLL_S = 0.5
 #: Modules that remember something of a run in this process; each has a ``reset``.
-STATEFUL = (source, sinks, failures, monitoring)
+STATEFUL = (source, sinks, topic_sinks, failures, monitoring)
 
 
 class BeamState:
@@ -197,13 +197,21 @@ class JoinAndLearnLogs(beam.PTransform):
 def build_pipeline(pipeline: beam.Pipeline, config: TrainConfig) -> beam.pvalue.DoOutputsTuple:
     """The whole job; returns the step's outputs, so that a test can look at them."""
     outputs = pipeline | JoinAndLearnLogs(config)
-    _ = outputs[DEAD_LETTERS] | "Write dead letters" >> beam.ParDo(sinks.WriteDeadLetters(config.dead_letters_dir))
+    letters = (
+        topic_sinks.WriteDeadLettersToTopic(config.topics.dead_letters)
+        if config.topics.dead_letters
+        else sinks.WriteDeadLetters(config.dead_letters_dir)
+    )
+    _ = outputs[DEAD_LETTERS] | "Write dead letters" >> beam.ParDo(letters)
     if config.metrics_json:
         _ = outputs[METRICS] | "Write metrics" >> beam.ParDo(sinks.WriteMetrics(config.metrics_json))
     if config.model_dir:
         write = sinks.WriteVersion(config.model_dir, config.features, config.keep_versions)
         _ = outputs[SNAPSHOTS] | "Write model versions" >> beam.ParDo(write)
-    if config.parameter_log:
+    if config.topics.parameters:
+        write_deltas = topic_sinks.WriteDeltasToTopic(config.topics.parameters)
+        _ = outputs[DELTAS] | "Write parameter deltas" >> beam.ParDo(write_deltas)
+    elif config.parameter_log:
         _ = outputs[DELTAS] | "Write parameter deltas" >> beam.ParDo(sinks.WriteDeltas(config.parameter_log))
     if config.predictions_dir:
         _ = outputs[PREDICTIONS] | "Write predictions" >> beam.ParDo(sinks.WritePredictions(config.predictions_dir))
@@ -263,6 +271,7 @@ def _run(options: PipelineOptions, config: TrainConfig) -> None:
     finally:
         signal.signal(signal.SIGTERM, previous)
         source.reset()
+        topic_sinks.reset()
         monitoring.reset()
         forget(config.state_dir)
 

@@ -15,7 +15,12 @@ from schemas.process import UserError
 Schema: TypeAlias = Any
 Record: TypeAlias = dict[str, Any]
 
-_FILES = {"features": "features.avsc", "actions": "actions.avsc", "parameters": "delta.avsc"}
+_FILES = {
+    "features": "features.avsc",
+    "actions": "actions.avsc",
+    "parameters": "delta.avsc",
+    "dead_letters": "dead_letter.avsc",
+}
 _MARK = b"\xc3\x01"
 _HEADER = len(_MARK) + 8
 _CONFLUENT_MARK = b"\0"
@@ -28,7 +33,7 @@ class AvroError(UserError):
 
 @cache
 def load_schema(topic: str) -> Schema:
-    """Parsed schema of a topic: `features`, `actions` or `parameters`."""
+    """Parsed schema of a topic: `features`, `actions`, `parameters` or `dead_letters`."""
     return fastavro.parse_schema(json.loads((Path(__file__).parent / _FILES[topic]).read_text("utf-8")))
 
 

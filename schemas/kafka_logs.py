@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -24,8 +25,10 @@ from schemas.process import UserError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 TOPICS = ("features", "actions")
-_ANSWER_S = 10.0  # to wait for a broker that is asked something
+ANSWER_S = 10.0  # to wait for a broker that is asked something
 _POLL_S = 0.05
 _SILENCE_S = 60.0  # to wait for messages that are known to be there
 _AT_ONCE = 2048  # messages taken from the client
@@ -124,9 +127,7 @@ class KafkaLogs:
             LogHoleError: the broker does not hold that offset any more.
         """
         name = self._place.prefix + topic
-        low, high = self._asked(
-            lambda: self._consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=_ANSWER_S)
-        )
+        low, high = self._asked(lambda: self._consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=ANSWER_S))
         if offset == 0 and low > 0:
             log.warning("a topic's beginning is gone", extra={"topic": name, "partition": partition, "begins": low})
             offset = low
@@ -179,21 +180,37 @@ class KafkaLogs:
 
     def _count(self, topic: str) -> int:
         name = self._place.prefix + topic
-        metadata: ClusterMetadata = self._asked(lambda: self._consumer.list_topics(name, timeout=_ANSWER_S))
-        found: TopicMetadata = metadata.topics[name]
-        if found.error is not None:
-            raise UserError(
-                f"topic {name} on {self._place.servers}: {found.error.str()}: create it, or give its --kafka_prefix"
-            )
-        return len(found.partitions)
+        return count_partitions(self._consumer, self._place, name, "give its --kafka_prefix")
 
-    def _asked(self, question: Callable[[], object]):  # type: ignore[no-untyped-def]
-        try:
-            return question()
-        except KafkaException as error:
-            raise UserError(
-                f"--kafka {self._place.servers}: no broker answers ({error.args[0].str()}): start it, or give its address"
-            ) from error
+    def _asked(self, question: Callable[[], T]) -> T:
+        return asked(self._place, question)
+
+
+def count_partitions(consumer: Consumer, place: KafkaTopics, name: str, other: str) -> int:
+    """How many partitions a topic has.
+
+    Raises:
+        UserError: no broker answers, or there is no such topic: it is to be made, or what `other` says.
+    """
+    metadata: ClusterMetadata = asked(place, lambda: consumer.list_topics(name, timeout=ANSWER_S))
+    found: TopicMetadata = metadata.topics[name]
+    if found.error is not None:
+        raise UserError(f"topic {name} on {place.servers}: {found.error.str()}: create it, or {other}")
+    return len(found.partitions)
+
+
+def asked(place: KafkaTopics, question: Callable[[], T]) -> T:
+    """What the brokers answer.
+
+    Raises:
+        UserError: nothing.
+    """
+    try:
+        return question()
+    except KafkaException as error:
+        raise UserError(
+            f"--kafka {place.servers}: no broker answers ({error.args[0].str()}): start it, or give its address"
+        ) from error
 
 
 class KafkaReader:

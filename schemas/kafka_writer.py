@@ -16,7 +16,70 @@ from schemas.process import UserError
 log = logging.getLogger(__name__)
 
 _ANSWER_S = 10.0
-_FLUSH_S = 60.0
+FLUSH_S = 60.0  # for a broker that is away to come back
+
+
+class Deliveries:
+    """Messages handed to a producer for one topic, and what became of them.
+
+    Args:
+        producer: takes them; may be shared.
+        name: of the topic.
+
+    Attributes:
+        offsets: of those that have arrived.
+    """
+
+    def __init__(self, producer: Producer, name: str) -> None:
+        self._producer, self._name = producer, name
+        self._refused: KafkaError | None = None
+        self.offsets: list[int] = []
+
+    def put(self, value: bytes, key: bytes, partition: int = -1) -> None:
+        """Hand over one message; its partition is the producer's to choose unless given.
+
+        Raises:
+            UserError: the client does not take it.
+        """
+        while True:
+            try:
+                self._producer.produce(self._name, value, key, partition, on_delivery=self._delivered)
+                return
+            except BufferError:  # the queue is full: wait until some are delivered
+                self._producer.poll(0.1)
+            except KafkaException as error:
+                raise self._refusal(error.args[0]) from error
+
+    def check(self) -> None:
+        """Look at what became of those so far.
+
+        Raises:
+            UserError: the broker has refused one, now or before.
+        """
+        self._producer.poll(0)
+        if self._refused is not None:
+            raise self._refusal(self._refused)
+
+    def wait(self) -> None:
+        """Wait until all of them are in the topic.
+
+        Raises:
+            UserError: some are not.
+        """
+        left = self._producer.flush(FLUSH_S)
+        self.check()
+        if left:
+            raise UserError(f"topic {self._name}: {left} messages were not taken within {FLUSH_S:g} s: is the broker up?")
+
+    def _refusal(self, error: KafkaError) -> UserError:
+        large = error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+        remedy = ": raise the topic's max.message.bytes and, in --kafka_config, message.max.bytes" if large else ""
+        return UserError(f"topic {self._name}: a message was refused: {error.str()}{remedy}")
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        self._refused = self._refused or error
+        if error is None:
+            self.offsets.append(message.offset())
 
 
 class TopicWriter:
@@ -30,7 +93,7 @@ class TopicWriter:
 
     def __init__(self, producer: Producer, name: str, topic: str) -> None:
         self._producer, self._name, self._topic = producer, name, topic
-        self._refused: KafkaError | None = None
+        self._deliveries = Deliveries(producer, name)
 
     def append(self, records: Sequence[Record]) -> None:
         """Hands records to the producer, in their order.
@@ -39,15 +102,8 @@ class TopicWriter:
             UserError: the broker has refused one, now or before.
         """
         for record in records:
-            value, key = encode_single(self._topic, record), record["user_id"].encode()
-            while True:
-                try:
-                    self._producer.produce(self._name, value, key, on_delivery=self._delivered)
-                    break
-                except BufferError:  # the queue is full: wait until some are delivered
-                    self._producer.poll(0.1)
-        self._producer.poll(0)
-        self._check()
+            self._deliveries.put(encode_single(self._topic, record), record["user_id"].encode())
+        self._deliveries.check()
 
     def roll(self) -> None:
         """Waits until all that was appended is in the topic.
@@ -55,10 +111,8 @@ class TopicWriter:
         Raises:
             UserError: some of it is not.
         """
-        left = self._producer.flush(_FLUSH_S)
-        self._check()
-        if left:
-            raise UserError(f"topic {self._name}: {left} messages were not taken within {_FLUSH_S:g} s: is the broker up?")
+        self._deliveries.wait()
+        self._deliveries.offsets.clear()
 
     def close(self) -> None:
         """As `roll`."""
@@ -69,18 +123,19 @@ class TopicWriter:
         if kind is None:
             self.roll()
         else:
-            self._producer.flush(_FLUSH_S)
-
-    def _delivered(self, error: KafkaError | None, _: Message) -> None:
-        self._refused = self._refused or error
-
-    def _check(self) -> None:
-        if self._refused is not None:
-            raise UserError(f"topic {self._name}: a message was refused: {self._refused.str()}")
+            self._producer.flush(FLUSH_S)
 
 
-def producer_of(place: KafkaTopics) -> Producer:
-    """An idempotent producer that puts a user's messages into one partition, the same in both topics."""
+def producer_of(place: KafkaTopics, **more: str | bool | int) -> Producer:
+    """An idempotent producer that puts a user's messages into one partition, the same in both topics.
+
+    Args:
+        place: where the brokers are.
+        more: settings of librdkafka besides these, which `place.options` come before.
+
+    Raises:
+        UserError: the settings do not go together.
+    """
     ours: dict[str, str | bool | int] = {
         "bootstrap.servers": place.servers,
         "enable.idempotence": True,
@@ -88,7 +143,10 @@ def producer_of(place: KafkaTopics) -> Producer:
         "linger.ms": 20,
         "compression.type": "zstd",
     }
-    return Producer(ours | dict(place.options), logger=log)
+    try:
+        return Producer(ours | more | dict(place.options), logger=log)
+    except KafkaException as error:
+        raise UserError(f"--kafka_config: {error.args[0].str()}; put it right, or leave it out") from error
 
 
 def create_topics(place: KafkaTopics, partitions: int) -> None:
