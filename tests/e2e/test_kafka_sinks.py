@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import threading
 from dataclasses import replace
 
@@ -39,13 +40,11 @@ def anew():
 @pytest.fixture
 def topic(broker, request):
     """Makes a topic of the test's own."""
-    made = []
 
     def make(schema="dead_letters", partitions=1, config=None):
-        name = f"{request.node.name.split('[')[0]}-{len(made)}"
+        name = f"{request.node.originalname[:80]}-{secrets.token_hex(4)}"
         client = AdminClient({"bootstrap.servers": broker.bootstrap})
         client.create_topics([NewTopic(name, partitions, 1, config=config or {})])[name].result(30)
-        made.append(name)
         return OutputTopic(KafkaTopics(broker.bootstrap), name, schema, "--some_topic", ", or less")
 
     return make
@@ -186,7 +185,7 @@ def test_a_topic_with_foreign_messages_is_refused(topic, broker):
     producer = Producer({"bootstrap.servers": broker.bootstrap})
     producer.produce(output.name, b"hello", b"0", partition=0)
     assert producer.flush(30) == 0
-    with pytest.raises(UserError, match=r"--some_topic \S+, offset 0: .*; give a topic of the job's own"):
+    with pytest.raises(UserError, match=r"--some_topic \S+, offset 0: .*; give a topic that is the job's alone"):
         topic_sinks.WriteDeadLettersToTopic(output).process((0, [letter(0)]))
 
 
