@@ -10,12 +10,11 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from schemas.avro import Record, encode_single
-from schemas.kafka_logs import TOPICS, KafkaTopics
+from schemas.kafka_logs import ANSWER_S, TOPICS, KafkaTopics
 from schemas.process import UserError
 
 log = logging.getLogger(__name__)
 
-_ANSWER_S = 10.0
 FLUSH_S = 60.0  # for a broker that is away to come back
 
 
@@ -157,11 +156,11 @@ def create_topics(place: KafkaTopics, partitions: int) -> None:
     """
     client = AdminClient({"bootstrap.servers": place.servers, **dict(place.options)}, logger=log)
     names = [place.prefix + topic for topic in TOPICS]
-    made = client.create_topics([NewTopic(name, partitions) for name in names], operation_timeout=_ANSWER_S)
+    made = client.create_topics([NewTopic(name, partitions) for name in names], operation_timeout=ANSWER_S)
     for name, future in made.items():
         try:
-            future.result(_ANSWER_S)
+            future.result(ANSWER_S)
         except (KafkaException, TimeoutError) as error:
             known = isinstance(error, KafkaException)
-            reason = error.args[0].str() if known else f"no answer within {_ANSWER_S:g} s"
+            reason = error.args[0].str() if known else f"no answer within {ANSWER_S:g} s"
             raise UserError(f"topic {name} on {place.servers} cannot be made: {reason}; give another --kafka_prefix") from error
