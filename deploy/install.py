@@ -1,6 +1,7 @@
 """What the servers are made of: jars from Maven and Flink's Python package, fetched once into .servers/.
 
-Each is made anew when the file that pins it changes: deploy/kafka/pom.xml, deploy/flink/pom.xml, requirements-flink.txt.
+Each is made anew when the file that pins it changes: a pom.xml in a folder beside this one, or
+requirements-flink.txt.
 Where they come from is the business of Maven's and pip's own settings on this machine.
 
     python -m deploy.install    # ahead of the first start
@@ -73,6 +74,12 @@ def flink_home() -> Path:
     """Folder with lib/, bin/ and plugins/ of a Flink distribution."""
     pins = ROOT / "requirements-flink.txt"
     return _made("flink", pins, lambda folder: _install(pins, folder)) / "pyflink"
+
+
+def schema_registry() -> Path:
+    """Folder of a registry of schemas, for the tests: its jar, with what that needs beside it."""
+    pom = ROOT / "deploy" / "schema_registry" / "pom.xml"
+    return _made("schema-registry", pom, lambda folder: _package(pom, f"-Dregistry.folder={folder}"))
 
 
 def _made(name: str, source: Path, make: Callable[[Path], None]) -> Path:

@@ -49,6 +49,11 @@ def pipeline_options(parser: CommandParser, argv: Sequence[str] | None) -> Pipel
     return PipelineOptions([*flink_words(words, job.state_dir or ""), *words] if on_flink else words)
 
 
+def has_savepoint(options: PipelineOptions) -> bool:
+    """Whether a job goes on from a savepoint of Flink's: an option that only its job server knows."""
+    return bool(options.get_all_options(retain_unknown_options=True).get("savepoint_path"))
+
+
 def _not_a_job_servers(words: Sequence[str], own: Sequence[str]) -> Iterator[str]:
     """The words that cannot be a job server's option, ``--name``, ``--name=value`` or ``--name value``."""
     takes_value = False

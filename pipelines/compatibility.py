@@ -17,8 +17,12 @@ from .options import CONFIG_NAME, TrainConfig
 from .state_files import StateError, StateFiles
 
 
-def check_configuration(config: TrainConfig) -> None:
+def check_configuration(config: TrainConfig, from_savepoint: bool = False) -> None:
     """Check a job's configuration against those of its logs and of its state, where these have one.
+
+    Args:
+        config: the job.
+        from_savepoint: whether it goes on from a runner's savepoint, which has batches in it and a source that makes them.
 
     Raises:
         ConfigError: naming the file and every difference.
@@ -31,7 +35,13 @@ def check_configuration(config: TrainConfig) -> None:
         _compare(logs, dataclasses.replace(made, model=model), config.features)
     # Without a manifest nothing was made with it: a first run that was stopped at once binds nobody.
     if state.exists() and _newest_fingerprint(config.state_dir) is not None:
-        _compare(state, load_config(state), config.features)
+        made = load_config(state)
+        _compare(state, made, config.features)
+        if from_savepoint and made.fingerprint != config.features.fingerprint:
+            raise ConfigError(
+                f"{state}: slots have been appended since, and a savepoint goes on with batches that do not have them: leave "
+                "out --savepoint_path, and the job goes on from --state_dir; nothing is lost"
+            )
 
 
 def record_configuration(config: TrainConfig) -> None:

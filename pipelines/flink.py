@@ -47,6 +47,8 @@ DEFAULTS: dict[str, str | None] = {
     "max_parallelism": "128",
     # The step's threads are its own; a second worker process would share the cores and have no key.
     "sdk_worker_parallelism": "1",
+    # By default the submitter has pip list what is installed, seconds for a note that only Beam's own containers look at.
+    "experiments": "disable_logging_submission_environment",
     # Whatever dies is started again and goes on from its checkpoint; what fails for ever is for a person to see.
     "number_of_execution_retries": "1000000",
     "execution_retry_delay": "1000",

@@ -29,6 +29,7 @@ from .arms import Arms
 from .batches import EventBatch, Final, Kind
 from .counts import Counts
 from .dead_letters import DeadLetterBox
+from .examples import Examples
 from .growth import Growth
 from .join import Decisions, Join, Joined
 from .join_kernel import TAKEN
@@ -87,6 +88,7 @@ class JoinAndLearn:
         self._synced = 0  # model version of the last delta
         self._durable = 0  # model version of the last durable increment
         self._cut = 0
+        self._learned_rows = 0  # by the shard, ever: numbers of its examples
         self._joined = self._rows_learned = 0  # since this process has the shard
         self._outputs = Outputs()
         self.learned = Learned(0, -1)
@@ -238,6 +240,10 @@ class JoinAndLearn:
         metrics = self.trainer.learn(batch)
         self.learned = Learned(self.trainer.version, self.trainer.newest_event_ms)
         self.monitor.stepped(metrics, time.perf_counter() - started, self.learned.event_ms)
+        if self.learn_config.examples:
+            columns = (batch.time_ms, batch.ids, batch.labels, batch.mask, batch.first)
+            self._outputs.examples.append(Examples(self._learned_rows, self.fingerprint, self.join.keys(seq), *columns))
+        self._learned_rows += len(examples)
         self._rows_learned += len(examples)
         before = self.progress.examples
         evaluated = mask * (times >= self.arms.evaluated_from_ms)[:, np.newaxis]
@@ -310,7 +316,7 @@ class JoinAndLearn:
             "growth": self.growth.state(),
             "dead_letters": self.dead.state(),
             "learn": {
-                "numbers": np.array([self._scored, self._synced], np.int64),
+                "numbers": np.array([self._scored, self._synced, self._learned_rows], np.int64),
                 "options": np.frombuffer(json.dumps(self.learn_config.lasting).encode(), np.uint8),
             },
         }
@@ -346,7 +352,8 @@ class JoinAndLearn:
         self.progress.load(whole["progress"])
         self.growth.load(whole["growth"])
         self.dead.load(whole["dead_letters"])
-        self._scored, self._synced = (int(x) for x in whole["learn"]["numbers"])
+        # A state of before examples were numbered has two of these: they are counted from there on.
+        self._scored, self._synced, self._learned_rows = (*map(int, whole["learn"]["numbers"]), 0)[:3]
         if widening.grown:
             self._synced = 0  # a copy of the configuration before cannot follow, and one of this has nothing yet
         self._scored_by_arms = self._scored

@@ -23,6 +23,7 @@ class LearnConfig:
         warm_start_s: event time from the first event on during which arms follow the model and nothing is evaluated.
         window: decided examples of the first head a metrics window.
         predictions: whether predictions are put out once their label is known.
+        examples: whether what was learned from is put out.
         seed: of the model's initial values.
         table_bytes: most memory for the embedding table; None: what the system gives.
         threads: that share a step; None: one a core.
@@ -35,6 +36,7 @@ class LearnConfig:
     warm_start_s: float = 0.0
     window: int = 10_000
     predictions: bool = False
+    examples: bool = False
     seed: int = 0
     table_bytes: int | None = None
     threads: int | None = None

@@ -85,7 +85,8 @@ class TrainOptions(PipelineOptions):
         add(
             "--kafka_config",
             metavar="FILE",
-            help="further settings of librdkafka, a NAME=VALUE a line, such as security.protocol=SASL_SSL (# begins a comment)",
+            help="further settings of librdkafka, a NAME=VALUE a line, such as security.protocol=SASL_SSL; "
+            "schema.registry.url=URL and other settings of its client for messages in Confluent's wire format",
         )
 
         add = parser.add_argument_group("what it leaves behind").add_argument
@@ -125,6 +126,12 @@ class TrainOptions(PipelineOptions):
             metavar="TOPIC",
             help="topic for the deltas, of the same brokers, in place of --parameter_log; it must be there, and its "
             "max.message.bytes be above the largest delta",
+        )
+        add(
+            "--examples_topic",
+            metavar="TOPIC",
+            help="topic for the examples that were learned from, of the same brokers: an archive; it must be there (default: "
+            "none is kept)",
         )
         add(
             "--progress_interval",
@@ -325,6 +332,7 @@ class TrainConfig:
                 warm_start_s=train.warm_start_s,
                 window=train.window,
                 predictions=train.predictions_dir is not None,
+                examples=topics.examples is not None,
                 seed=train.seed,
                 table_bytes=train.table_bytes,
                 threads=train.threads,

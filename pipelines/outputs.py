@@ -10,8 +10,10 @@ import numpy as np
 from model.delta import Delta
 
 from .counts import Counts
+from .examples import Examples
 
-METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS = "metrics", "deltas", "snapshots", "dead_letters", "predictions"
+METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS = "metrics", "deltas", "snapshots", "dead_letters"
+PREDICTIONS, EXAMPLES = "predictions", "examples"
 
 
 @dataclass(frozen=True)
@@ -82,3 +84,4 @@ class Outputs:
     deltas: list[Delta] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     predictions: list[Predictions] = field(default_factory=list)
+    examples: list[Examples] = field(default_factory=list)

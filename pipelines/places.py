@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from schemas.kafka_logs import TOPICS, KafkaTopics, kafka_options
+from schemas.kafka_logs import TOPICS, KafkaTopics
 from schemas.log_segments import list_partitions
 from schemas.logs import FileLogs, LogsPlace
 from schemas.process import UserError
@@ -19,12 +19,14 @@ class Topics(NamedTuple):
 
     dead_letters: OutputTopic | None
     parameters: OutputTopic | None
+    examples: OutputTopic | None
 
 
-#: By schema of the records: the option, the one that names another place for the same, and what makes messages smaller.
+#: By schema of the records: the option, the one (if any) that names another place for them, and what makes messages smaller.
 _OUTPUTS = {
     "dead_letters": ("--dead_letters_topic", "--dead_letters_dir", ""),
     "parameters": ("--parameter_topic", "--parameter_log", ", or give a shorter --sync_interval"),
+    "examples": ("--examples_topic", None, ""),
 }
 
 
@@ -43,11 +45,11 @@ def topics_of(train: PipelineOptions, logs: LogsPlace) -> Topics:
             continue
         if not isinstance(logs, KafkaTopics):
             raise UserError(f"{option} {name}: topics are of --kafka: leave it out, or read the logs from there")
-        if getattr(train, other.removeprefix("--")):
+        if other is not None and getattr(train, other.removeprefix("--")):
             raise UserError(f"{option} and {other} are two places for the same: give one of them")
         if name in taken:
             raise UserError(f"{option} {name}: that topic is {taken[name]}; give one of its own")
-        taken[name] = f"that of {option}"
+        taken[name] = f"the one of {option}"
         found[schema] = OutputTopic(logs, name, schema, option, smaller)
     return Topics(**found)
 
@@ -65,8 +67,7 @@ def logs_of(train: PipelineOptions) -> LogsPlace:
         return FileLogs(train.logs)
     if not train.config:
         raise UserError("--config is missing: topics do not say how features became ids; give what pipelines.replay took")
-    options = kafka_options(Path(train.kafka_config)) if train.kafka_config else ()
-    return KafkaTopics(train.kafka, train.kafka_prefix, options)
+    return KafkaTopics.configured(train.kafka, train.kafka_prefix, Path(train.kafka_config) if train.kafka_config else None)
 
 
 def _check_logs(logs: Path, follow: bool) -> None:

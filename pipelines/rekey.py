@@ -14,13 +14,14 @@ import heapq
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import Progress
 
 from schemas import flags
 from schemas.avro import Record
-from schemas.kafka_logs import TOPICS, KafkaLogs, KafkaTopics, kafka_options
+from schemas.kafka_logs import TOPICS, KafkaLogs, KafkaTopics
 from schemas.kafka_writer import TopicWriter, create_topics, producer_of
 from schemas.process import CommandParser, UserError, run_main, setup_logging, signals_interrupt
 
@@ -102,13 +103,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.to_prefix == args.kafka_prefix:
         raise UserError(f"--to_prefix {args.to_prefix!r} is that of the topics themselves: give another")
-    options = kafka_options(args.kafka_config) if args.kafka_config else ()
+    source = KafkaTopics.configured(args.kafka, args.kafka_prefix, args.kafka_config)
     with signals_interrupt():
-        counts = rekey(
-            KafkaTopics(args.kafka, args.kafka_prefix, options),
-            KafkaTopics(args.kafka, args.to_prefix, options),
-            args.partitions,
-        )
+        counts = rekey(source, replace(source, prefix=args.to_prefix), args.partitions)
     print("copied: " + ", ".join(f"{counts[topic]:,} {topic}" for topic in TOPICS) + f"; unreadable: {counts['unreadable']:,}")
     return 0
 

@@ -39,7 +39,7 @@ from pipelines.datasets import (
     simulate,
 )
 from schemas.config import load_config
-from schemas.kafka_logs import KafkaTopics, kafka_options
+from schemas.kafka_logs import KafkaTopics
 from schemas.kafka_writer import create_topics
 from schemas.process import EXIT_INTERRUPTED, CommandParser, UserError, run_main, setup_logging
 from schemas.quiet import quiet_imports
@@ -146,8 +146,7 @@ def _topics(arguments: argparse.Namespace) -> KafkaTopics | None:
         if arguments.kafka_prefix or arguments.kafka_config:
             raise UserError("--kafka_prefix and --kafka_config are of --kafka: leave them out")
         return None
-    options = kafka_options(arguments.kafka_config) if arguments.kafka_config else ()
-    return KafkaTopics(arguments.kafka, arguments.kafka_prefix, options)
+    return KafkaTopics.configured(arguments.kafka, arguments.kafka_prefix, arguments.kafka_config)
 
 
 def _open(arguments: argparse.Namespace) -> Stream:

@@ -256,6 +256,13 @@ class WriteVersion(beam.DoFn):
         return version
 
 
+def published(model_dir: str, state_dir: str, files: StateFiles) -> bool:
+    """Whether the newest version in a folder is of the newest snapshot of a state, where that may be served at all."""
+    manifest = files.read(files.manifests()[-1])
+    origin = {"state_dir": state_dir, "shard": files.shard, "manifest": manifest.name}
+    return not manifest.publishable or _origin_of_newest(Path(model_dir)) == origin
+
+
 #: Where model servers expect what is not theirs.
 _ORIGIN = Path("assets.extra") / "snapshot.json"
 

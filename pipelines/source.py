@@ -118,7 +118,14 @@ class LogsReader(UnboundedReader):
     def advance(self) -> bool:
         """Wait a moment for the next batch."""
         with noted():
-            return self._advance()
+            try:
+                return self._advance()
+            except Exception:
+                # Some of what was read may be lost with it: who goes on from the mark reads it again.
+                logs, self._logs = self._logs, None
+                if logs is not None:
+                    logs.close()
+                raise
 
     def _advance(self) -> bool:
         if self._logs is None:

@@ -35,14 +35,14 @@ from schemas.quiet import quiet_imports
 
 with quiet_imports():
     from . import failures, flink, monitoring, sinks, source, topic_sinks
-    from .command_line import pipeline_options
+    from .command_line import has_savepoint, pipeline_options
     from .compatibility import check_configuration, record_configuration
     from .counts import MEANINGS, Counts
     from .failures import noted
     from .join import Join
     from .learn import JoinAndLearn
     from .options import LOCAL_RUNNER, TrainConfig, TrainOptions
-    from .outputs import DEAD_LETTERS, DELTAS, METRICS, PREDICTIONS, SNAPSHOTS, Metrics, Outputs, SnapshotRef
+    from .outputs import DEAD_LETTERS, DELTAS, EXAMPLES, METRICS, PREDICTIONS, SNAPSHOTS, Metrics, Outputs, SnapshotRef
     from .shard import Shard, ShardCounts, forget, shard_of
     from .source import LogsSource
     from .state_files import Lease, StateFiles
@@ -51,7 +51,7 @@ with quiet_imports():
 
 log = logging.getLogger(__name__)
 
-TAGS = (METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS)
+TAGS = (METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS, EXAMPLES)
 #: Between two looks at whether a job elsewhere has come to the end.
 _POLL_S = 0.5
 #: Modules that remember something of a run in this process; each has a ``reset``.
@@ -138,6 +138,8 @@ class JoinAndLearnFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput(DELTAS, delta)
         if outputs.dead_letters:
             yield beam.pvalue.TaggedOutput(DEAD_LETTERS, (shard, outputs.dead_letters))
+        if outputs.examples:
+            yield beam.pvalue.TaggedOutput(EXAMPLES, (shard, outputs.examples))
         if self._config.predictions_dir:
             # An empty part, too: it takes the place of what an earlier attempt may have put there.
             yield beam.pvalue.TaggedOutput(PREDICTIONS, (shard, applied, outputs.predictions))
@@ -213,6 +215,8 @@ def build_pipeline(pipeline: beam.Pipeline, config: TrainConfig) -> beam.pvalue.
         _ = outputs[DELTAS] | "Write parameter deltas" >> beam.ParDo(write_deltas)
     elif config.parameter_log:
         _ = outputs[DELTAS] | "Write parameter deltas" >> beam.ParDo(sinks.WriteDeltas(config.parameter_log))
+    if config.topics.examples:
+        _ = outputs[EXAMPLES] | "Write examples" >> beam.ParDo(topic_sinks.WriteExamplesToTopic(config.topics.examples))
     if config.predictions_dir:
         _ = outputs[PREDICTIONS] | "Write predictions" >> beam.ParDo(sinks.WritePredictions(config.predictions_dir))
     return outputs
@@ -232,7 +236,10 @@ def run(argv: list[str] | None = None) -> int:
     config = TrainConfig.from_options(options)
     lease = Lease(config.state_dir)
     try:
-        check_configuration(config)
+        check_configuration(config, from_savepoint=has_savepoint(options))
+        if not config.local:
+            # What a worker on a cluster cannot read it would try to read for ever, where nobody is told.
+            config.logs.open(config.follow).close()
         record_configuration(config)
         _run(options, config)
         record_configuration(config)
@@ -257,7 +264,7 @@ def _run(options: PipelineOptions, config: TrainConfig) -> None:
             if config.local or config.follow:
                 result.wait_until_finish()
             else:
-                _end(result, options, StateFiles(config.state_dir, 0))
+                _end(result, options, config)
     except _LeftError:
         name = options.view_as(GoogleCloudOptions).job_name
         log.info("the job goes on without its submitter: python -m pipelines.stop ends it", extra={"job": name})
@@ -276,10 +283,12 @@ def _run(options: PipelineOptions, config: TrainConfig) -> None:
         forget(config.state_dir)
 
 
-def _end(result: PipelineResult, options: PipelineOptions, files: StateFiles) -> None:
-    """Cancel a job on a cluster once all there is in the logs is in its state: by itself it would wait for more, for ever."""
+def _end(result: PipelineResult, options: PipelineOptions, config: TrainConfig) -> None:
+    """Cancel a job on a cluster once all there is in the logs is in its state, and in the model that it publishes: by itself
+    it would wait for more, for ever."""
+    files = StateFiles(config.state_dir, 0)
     while not PipelineState.is_terminal(result.state):
-        if files.ended():
+        if files.ended() and (config.model_dir is None or sinks.published(config.model_dir, config.state_dir, files)):
             master = options.view_as(FlinkRunnerOptions).flink_master
             if master.startswith("["):  # a cluster of the job server's own, which ends with it
                 result.cancel()

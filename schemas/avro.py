@@ -20,6 +20,7 @@ _FILES = {
     "actions": "actions.avsc",
     "parameters": "delta.avsc",
     "dead_letters": "dead_letter.avsc",
+    "examples": "examples.avsc",
 }
 _MARK = b"\xc3\x01"
 _HEADER = len(_MARK) + 8
@@ -33,7 +34,7 @@ class AvroError(UserError):
 
 @cache
 def load_schema(topic: str) -> Schema:
-    """Parsed schema of a topic: `features`, `actions`, `parameters` or `dead_letters`."""
+    """Parsed schema of a topic: `features`, `actions`, `parameters`, `dead_letters` or `examples`."""
     return fastavro.parse_schema(json.loads((Path(__file__).parent / _FILES[topic]).read_text("utf-8")))
 
 

@@ -12,23 +12,19 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import ClusterMetadata, TopicMetadata
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
-from schemas.avro import AvroError, MessageDecoder, Record
+from schemas.avro import AvroError, MessageDecoder, Record, Schema
+from schemas.kafka_client import ANSWER_S, BrokerConsumer, client_settings
 from schemas.log_files import Chunk, Fault
 from schemas.log_segments import LogHoleError
 from schemas.process import UserError
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 TOPICS = ("features", "actions")
-ANSWER_S = 10.0  # to wait for a broker that is asked something
 _POLL_S = 0.05
 _SILENCE_S = 60.0  # to wait for messages that are known to be there
 _AT_ONCE = 2048  # messages taken from the client
@@ -47,11 +43,24 @@ class KafkaTopics:
         servers: `bootstrap.servers`.
         prefix: of the topics' names: PREFIXfeatures and PREFIXactions.
         options: further settings of librdkafka, by name, which come before ours.
+        registry: settings of the client of the schema registry that messages in Confluent's wire format name; none: no such
+            messages are read.
     """
 
     servers: str
     prefix: str = ""
     options: tuple[tuple[str, str], ...] = ()
+    registry: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def configured(cls, servers: str, prefix: str, file: Path | None) -> KafkaTopics:
+        """With the settings that a file has.
+
+        Raises:
+            UserError: it cannot be read, or a line is none.
+        """
+        settings = client_settings(file)
+        return cls(servers, prefix, settings.kafka, settings.registry)
 
     def open(self, follow: bool) -> KafkaLogs:
         """A consumer of both topics, which are there and have the same number of partitions.
@@ -86,7 +95,9 @@ class KafkaLogs:
     def __init__(self, place: KafkaTopics, follow: bool) -> None:
         global connects
         self._place, self._follow = place, follow
-        self._consumer = Consumer(place.settings(), logger=log)
+        self._registry = _registry_of(place)
+        self._broker = BrokerConsumer(place.servers, place.settings())
+        self._consumer = self._broker.client
         connects += 1
         try:
             self._partitions = {topic: self._count(topic) for topic in TOPICS}
@@ -127,7 +138,8 @@ class KafkaLogs:
             LogHoleError: the broker does not hold that offset any more.
         """
         name = self._place.prefix + topic
-        low, high = self._asked(lambda: self._consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=ANSWER_S))
+        place = TopicPartition(name, partition)
+        low, high = self._broker.asked(lambda: self._consumer.get_watermark_offsets(place, timeout=ANSWER_S))
         if offset == 0 and low > 0:
             log.warning("a topic's beginning is gone", extra={"topic": name, "partition": partition, "begins": low})
             offset = low
@@ -136,9 +148,8 @@ class KafkaLogs:
                 f"topic {name}, partition {partition}: offset {offset} is not there, only {low} to {high}: retention took it, "
                 "or it is another topic; give that one, or begin with an empty --state_dir"
             )
-        reader = KafkaReader(
-            self, MessageDecoder(topic), TopicPartition(name, partition, offset), None if self._follow else high
-        )
+        decoder = MessageDecoder(topic, registry=self._registry)
+        reader = KafkaReader(self, decoder, TopicPartition(name, partition, offset), None if self._follow else high)
         self._readers[name, partition] = reader
         self._consumer.incremental_assign([TopicPartition(name, partition, offset)])
         return reader
@@ -180,37 +191,15 @@ class KafkaLogs:
 
     def _count(self, topic: str) -> int:
         name = self._place.prefix + topic
-        return count_partitions(self._consumer, self._place, name, "give its --kafka_prefix")
-
-    def _asked(self, question: Callable[[], T]) -> T:
-        return asked(self._place, question)
+        return self._broker.count_partitions(name, "give its --kafka_prefix")
 
 
-def count_partitions(consumer: Consumer, place: KafkaTopics, name: str, other: str) -> int:
-    """How many partitions a topic has.
+def _registry_of(place: KafkaTopics) -> Callable[[int], Schema] | None:
+    if not place.registry:
+        return None
+    from schemas.schema_registry import SchemaRegistry  # its HTTP client takes half a second to import
 
-    Raises:
-        UserError: no broker answers, or there is no such topic: it is to be made, or what `other` says.
-    """
-    metadata: ClusterMetadata = asked(place, lambda: consumer.list_topics(name, timeout=ANSWER_S))
-    found: TopicMetadata = metadata.topics[name]
-    if found.error is not None:
-        raise UserError(f"topic {name} on {place.servers}: {found.error.str()}: create it, or {other}")
-    return len(found.partitions)
-
-
-def asked(place: KafkaTopics, question: Callable[[], T]) -> T:
-    """What the brokers answer.
-
-    Raises:
-        UserError: nothing.
-    """
-    try:
-        return question()
-    except KafkaException as error:
-        raise UserError(
-            f"--kafka {place.servers}: no broker answers ({error.args[0].str()}): start it, or give its address"
-        ) from error
+    return SchemaRegistry(dict(place.registry))
 
 
 class KafkaReader:
@@ -274,24 +263,3 @@ class KafkaReader:
             except AvroError as error:
                 faults.append(Fault(offset, self._next, str(error), value[:_RAW_LIMIT]))
         return Chunk(records, np.array(offsets, np.int64), self._next, faults)
-
-
-def kafka_options(file: Path) -> tuple[tuple[str, str], ...]:
-    """Settings of librdkafka from a file of lines NAME=VALUE.
-
-    Raises:
-        UserError: it cannot be read, or a line is none.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--kafka_config {file}: cannot be read ({error}); give a text file of lines NAME=VALUE") from error
-    settings = []
-    for number, line in enumerate(lines, 1):
-        name, equals, value = (part.strip() for part in line.partition("="))
-        if not name or name.startswith("#"):
-            continue
-        if not equals:
-            raise UserError(f"--kafka_config {file}, line {number}: {line!r} is no NAME=VALUE; # begins a comment")
-        settings.append((name, value))
-    return tuple(settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -10,10 +9,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from schemas.avro import Record, encode_single
-from schemas.kafka_logs import ANSWER_S, TOPICS, KafkaTopics
+from schemas.kafka_client import ANSWER_S, client_log
+from schemas.kafka_logs import TOPICS, KafkaTopics
 from schemas.process import UserError
-
-log = logging.getLogger(__name__)
 
 FLUSH_S = 60.0  # for a broker that is away to come back
 
@@ -143,7 +141,7 @@ def producer_of(place: KafkaTopics, **more: str | bool | int) -> Producer:
         "compression.type": "zstd",
     }
     try:
-        return Producer(ours | more | dict(place.options), logger=log)
+        return Producer(ours | more | dict(place.options), logger=client_log)
     except KafkaException as error:
         raise UserError(f"--kafka_config: {error.args[0].str()}; put it right, or leave it out") from error
 
@@ -154,7 +152,7 @@ def create_topics(place: KafkaTopics, partitions: int) -> None:
     Raises:
         UserError: one is there already, or the brokers refuse.
     """
-    client = AdminClient({"bootstrap.servers": place.servers, **dict(place.options)}, logger=log)
+    client = AdminClient({"bootstrap.servers": place.servers, **dict(place.options)}, logger=client_log)
     names = [place.prefix + topic for topic in TOPICS]
     made = client.create_topics([NewTopic(name, partitions) for name in names], operation_timeout=ANSWER_S)
     for name, future in made.items():

@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource
 
 from schemas.avro import AvroError, MessageDecoder, Record, encode_single
-from schemas.kafka_logs import ANSWER_S, KafkaTopics, count_partitions
+from schemas.kafka_client import ANSWER_S, BrokerConsumer, client_log
+from schemas.kafka_logs import KafkaTopics
 from schemas.kafka_writer import FLUSH_S, Deliveries, producer_of
 from schemas.process import UserError
 
@@ -69,13 +70,13 @@ class ShardTopic:
 
     def __init__(self, output: OutputTopic) -> None:
         self._output, self._decoder = output, MessageDecoder(output.schema)
-        self._consumer = Consumer(output.place.settings(), logger=log)
+        broker = BrokerConsumer(output.place.servers, output.place.settings())
+        self._consumer = broker.client
         self._producer: Producer | None = None
         #: By shard, up to where its partition is known to the caller of `unseen`.
         self._seen: dict[int, int] = {}
         try:
-            other = f"give {output.option} the name of another"
-            self._partitions = count_partitions(self._consumer, output.place, output.name, other)
+            self._partitions = broker.count_partitions(output.name, f"give {output.option} the name of another")
             self._limit = self._message_limit()
         except BaseException:
             self._consumer.close()
@@ -111,8 +112,7 @@ class ShardTopic:
                 first ones: `unseen` tells.
         """
         values, key = [encode_single(self._output.schema, record) for record in records], b"%d" % shard
-        for value in values:
-            self._check_size(len(value) + len(key) + _OVERHEAD)
+        self._check_size(max(map(len, values), default=0) + len(key) + _OVERHEAD)
         try:
             if self._producer is None:
                 self._producer = self._make_producer()
@@ -159,6 +159,11 @@ class ShardTopic:
             producer.flush(0)
 
     def _check_size(self, size: int) -> None:
+        if self._limit is None or size <= self._limit:
+            return
+        before, self._limit = self._limit, self._message_limit()  # it may have been raised since
+        if self._limit != before:
+            self._drop_producer()  # which was told the limit; it holds nothing
         if self._limit is not None and size > self._limit:
             raise UserError(
                 f"{self._name}: a message of {size:,} bytes, and the topic takes {self._limit:,}: raise its {_LIMIT} "
@@ -168,7 +173,7 @@ class ShardTopic:
     def _message_limit(self) -> int | None:
         """Bytes that the topic takes in a message; None if we may not know."""
         place = self._output.place
-        client = AdminClient({"bootstrap.servers": place.servers, **dict(place.options)}, logger=log)
+        client = AdminClient({"bootstrap.servers": place.servers, **dict(place.options)}, logger=client_log)
         resource = ConfigResource(ConfigResource.Type.TOPIC, self._output.name)
         (future,) = client.describe_configs([resource], request_timeout=ANSWER_S).values()
         try:

@@ -27,21 +27,28 @@ def needs_servers():
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def broker(tmp_path_factory):
+    """One for all tests of a process: topics are told apart by their names."""
     with KafkaBroker(tmp_path_factory.mktemp("kafka"), KafkaOptions(port=0, controller_port=0)) as broker:
         yield broker
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
+    """One for all tests of a process; each leaves it without a job."""
     with FlinkCluster(tmp_path_factory.mktemp("flink"), ANY_FLINK) as cluster:
         yield cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def world(tmp_path_factory, broker):
     """Both topics with some thousand impressions, and the options that name them."""
-    rest = tmp_path_factory.mktemp("world")
-    assert replay.main([*WORLD, "--requests", "2000", "--out", str(rest / "logs"), "--kafka", broker.bootstrap]) == 0
-    return ["--kafka", broker.bootstrap, "--config", str(rest / "logs" / "feature_config.toml"), "--window", "500"]
+    return write_topics(broker, tmp_path_factory.mktemp("world"), "world-", 2000)
+
+
+def write_topics(broker, folder, prefix, requests):
+    """Both topics of a small world of so many requests, of five videos each; the options that name them."""
+    place = ["--kafka", broker.bootstrap, "--kafka_prefix", prefix]
+    assert replay.main([*WORLD, "--requests", str(requests), "--out", str(folder / "logs"), *place]) == 0
+    return [*place, "--config", str(folder / "logs" / "feature_config.toml"), "--window", "500"]

@@ -17,12 +17,16 @@ WAIT_S = 240
 
 
 class Job:
-    """`pipelines.train` in a process of its own, which submits to the cluster; its state lies in the folder, or elsewhere."""
+    """`pipelines.train` in a process of its own, which submits to the cluster; its state lies in the folder, or elsewhere.
 
-    def __init__(self, cluster, folder, *options, state=None):
+    `runner`: options by which it reaches the cluster, where they are not those of the job server there; `module`: in place
+    of `pipelines.train`.
+    """
+
+    def __init__(self, cluster, folder, *options, state=None, runner=None, module="pipelines.train"):
         self.state, self.figures_file, self.log = state or folder / "state", folder / "figures.json", folder / "log"
-        command = [sys.executable, "-m", "pipelines.train", *options, "--state_dir", str(self.state)]
-        command += ["--metrics_json", str(self.figures_file), *cluster.pipeline_options]
+        command = [sys.executable, "-m", module, *options, "--state_dir", str(self.state)]
+        command += ["--metrics_json", str(self.figures_file), *(cluster.pipeline_options if runner is None else runner)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 

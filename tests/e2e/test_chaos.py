@@ -8,4 +8,4 @@ pytestmark = pytest.mark.usefixtures("needs_servers")
 
 
 def test_nothing_is_lost_or_learned_twice_while_things_die(tmp_path):
-    chaos(tmp_path, ["fill_disk", "kill_model_server"], requests=5000, seed=1)
+    chaos(tmp_path, ["fill_disk", "kill_model_server"], requests=2500, seed=1)

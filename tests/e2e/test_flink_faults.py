@@ -8,17 +8,18 @@ import pytest
 
 from pipelines import stop
 from pipelines.state_files import StateFiles
+from tests.e2e.conftest import write_topics
 from tests.e2e.flink_jobs import WAIT_S, Job, assert_same, jobs, learned_locally, manifests
 
 pytestmark = pytest.mark.usefixtures("needs_servers")
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory, world):
-    """Options by which the same topics last so long that something can happen, and what the local runner makes of them."""
-    world = [*world, "--step", "4", "--batch_rows", "128"]
-    state = tmp_path_factory.mktemp("slow") / "state"
-    return world, (learned_locally(world, state), state)
+def slow(tmp_path_factory, broker):
+    """Options by which few requests last so long that something can happen, and what the local runner makes of them."""
+    folder = tmp_path_factory.mktemp("slow")
+    world = [*write_topics(broker, folder, "slow-", 700), "--step", "4", "--batch_rows", "64"]
+    return world, (learned_locally(world, folder / "state"), folder / "state")
 
 
 def test_a_job_stopped_with_a_savepoint_goes_on_from_it_in_two_subtasks(cluster, tmp_path, slow, capsys):

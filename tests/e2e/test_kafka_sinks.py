@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 from test_servers import eventually
 
 from model.delta import Delta
 from pipelines import failures, replay, topic_sinks, train
+from pipelines.examples import Examples
 from pipelines.outputs import DeadLetter
 from schemas.avro import MessageDecoder
 from schemas.kafka_logs import KafkaTopics
@@ -83,6 +84,39 @@ def delta(first, last, shard=0, rows=5):
         keys=np.arange(rows), rows=rng.random((rows, 5)).astype(np.float32), removed=np.array([first]),
         dense={"bias": rng.random(2).astype(np.float32)},
     )  # fmt: skip
+
+
+def examples(first, last, job=0):
+    """Rows by their numbers, of a job of their own."""
+    number = np.arange(first, last)
+    half = np.stack([number, number], axis=1).astype(np.float32)
+    ids = np.stack([number, number + 1, number + 2], axis=1)
+    return Examples(first, 7, number + 1_000 * job, number * 10, ids, half, half, number % 2 == 0)
+
+
+def rows_in(output, partition=0):
+    """Columns of the rows in a topic, which must follow upon each other."""
+    parts = [Examples.from_record(record) for _, record in messages_in(output, partition)]
+    assert [part.number for part in parts[1:]] == [part.end for part in parts[:-1]]
+    names = ("keys", "time_ms", "ids", "labels", "mask", "first")
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+
+
+@pytest.mark.parametrize("forget", [lambda: None, anew])
+def test_examples_that_come_again_are_not_written_twice_wherever_they_are_cut(topic, monkeypatch, forget):
+    monkeypatch.setattr("pipelines.examples.MESSAGE_BYTES", 500)  # some messages for each
+    output = topic("examples")
+    sink = topic_sinks.WriteExamplesToTopic(output)
+    for parts in ([(0, 30)], [(0, 10), (10, 45)], [(40, 45), (45, 46)], [(20, 30)], [(46, 90)]):
+        sink.process((0, [examples(*part) for part in parts]))
+        sink.process((1, [examples(*part) for part in parts]))
+        forget()
+    for shard in (0, 1):
+        own = [Examples.from_record(record) for key, record in messages_in(output) if key == b"%d" % shard]
+        assert [part.number for part in own[1:]] == [part.end for part in own[:-1]]
+        assert np.concatenate([part.keys for part in own]).tolist() == list(range(90))
+    with pytest.raises(UserError, match=r"--some_topic .* has another example 8[0-9]: it is of another job"):
+        sink.process((0, [examples(80, 95, job=1)]))
 
 
 def test_dead_letters_are_messages_of_their_shard_in_its_partition(topic):
@@ -156,14 +190,31 @@ def test_a_message_beyond_the_topics_limit_is_told_with_option_and_remedy_and_le
     assert numbers_in(output) == list(range(60))
 
 
-def test_a_delta_beyond_the_default_limit_is_taken_once_the_topic_takes_it(topic):
-    large = delta(0, 1, rows=100_000)
+def test_a_delta_beyond_the_default_limit_is_taken_once_the_topic_takes_it(topic, broker):
+    """By the same process, as on a cluster, where the runner tries again and again."""
+    output, large = topic("parameters"), delta(1, 2, rows=100_000)
+    sink = topic_sinks.WriteDeltasToTopic(output)
+    sink.process(delta(0, 1))
     with pytest.raises(UserError, match="the topic takes 1,048,588: raise its max.message.bytes"):
-        topic_sinks.WriteDeltasToTopic(topic("parameters")).process(large)
-    output = topic("parameters", config={"max.message.bytes": "16000000"})
-    topic_sinks.WriteDeltasToTopic(output).process(large)
-    ((_, record),) = messages_in(output)
-    np.testing.assert_array_equal(Delta.from_record(record).rows, large.rows)
+        sink.process(large)
+    raised = ConfigEntry("max.message.bytes", "16000000", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, output.name, incremental_configs=[raised])
+    client = AdminClient({"bootstrap.servers": broker.bootstrap})  # lives until it has its answer
+    (future,) = client.incremental_alter_configs([resource]).values()
+    future.result(30)
+
+    def taken():
+        try:
+            sink.process(large)
+        except UserError as error:
+            assert "max.message.bytes" in str(error)
+            return False
+        return True
+
+    eventually(taken, 30)
+    first, second = (Delta.from_record(record) for _, record in messages_in(output))
+    assert (first.to_version, second.to_version) == (1, 2)
+    np.testing.assert_array_equal(second.rows, large.rows)
 
 
 def test_a_broker_that_refuses_is_told_and_nothing_is_lost_by_the_next_attempt(topic, monkeypatch):
@@ -247,21 +298,24 @@ def spoilt(tmp_path_factory, broker):
     """Options of a world whose logs have dead letters."""
     rest = tmp_path_factory.mktemp("spoilt")
     world = ["--dataset", "simulator", "--days", "1", "--users", "80", "--seed", "5", "--partitions", "2", "--requests", "600"]
-    place = ["--kafka", broker.bootstrap, "--kafka_prefix", "spoilt-"]
+    place = ["--kafka", broker.bootstrap, "--kafka_prefix", "unclean-"]
     assert replay.main([*world, "--out", str(rest / "logs"), *place]) == 0
     producer = Producer({"bootstrap.servers": broker.bootstrap})
     for partition in (0, 1, 1, 0, 1):
-        producer.produce("spoilt-actions", b"no record", partition=partition)
+        producer.produce("unclean-actions", b"no record", partition=partition)
     assert producer.flush(30) == 0
     return [*place, "--config", str(rest / "logs" / "feature_config.toml")]
 
 
-def test_a_job_writes_both_topics_and_one_started_anew_adds_nothing(tmp_path, topic, spoilt):
-    dead, parameters = topic(), topic("parameters", config={"max.message.bytes": "50000000"})
+def test_a_job_writes_its_topics_and_one_started_anew_adds_nothing(tmp_path, topic, spoilt):
+    dead, parameters, archive = topic(), topic("parameters", config={"max.message.bytes": "50000000"}), topic("examples")
     words = [*spoilt, "--dead_letters_topic", dead.name, "--parameter_topic", parameters.name, "--sync_interval", "0"]
+    words += ["--examples_topic", archive.name]
 
-    def run(state):
-        assert train.main([*words, "--state_dir", str(tmp_path / state), "--metrics_json", str(tmp_path / "figures")]) == 0
+    def run(state, *more):
+        assert (
+            train.main([*words, *more, "--state_dir", str(tmp_path / state), "--metrics_json", str(tmp_path / "figures")]) == 0
+        )
         return json.loads((tmp_path / "figures").read_text())
 
     figures = run("state")
@@ -273,12 +327,17 @@ def test_a_job_writes_both_topics_and_one_started_anew_adds_nothing(tmp_path, to
     deltas = [Delta.from_record(record) for _, record in messages_in(parameters)]
     assert deltas[0].from_version == 0
     assert [each.from_version for each in deltas[1:]] == [each.to_version for each in deltas[:-1]]
+    rows = rows_in(archive)
+    assert rows["keys"].size > np.unique(rows["keys"]).size == rows["first"].sum() == figures["examples"]
     run("state")  # goes on behind the topics' end
-    run("another")  # as one that has lost its state: the letters are the same
+    run("another", "--step", "100")  # as one that has lost its state: the letters and the examples are the same
     assert messages_in(dead) == found
+    again = rows_in(archive)
+    for name, column in rows.items():
+        np.testing.assert_array_equal(again[name], column)
 
 
-@pytest.mark.parametrize("option", ["--dead_letters_topic", "--parameter_topic"])
+@pytest.mark.parametrize("option", ["--dead_letters_topic", "--parameter_topic", "--examples_topic"])
 def test_a_topic_that_is_not_there_is_told_at_the_start(tmp_path, spoilt, option):
     with pytest.raises(UserError, match=f"^topic nowhere on .*: create it, or give {option} the name of another$"):
         train.main([*spoilt, option, "nowhere", "--state_dir", str(tmp_path / "state")])

@@ -1,6 +1,7 @@
 """The memory formula against what a real process takes."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def measured(tmp_path_factory):
     command = [sys.executable, str(ROOT / "tests/pipelines/memory_probe.py"), str(SIMULATOR), str(ROWS)]
     done = subprocess.run(
         [*command, str(tmp_path_factory.mktemp("probe"))],
-        cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "", "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, text=True,
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, text=True,
         check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

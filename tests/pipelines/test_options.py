@@ -8,8 +8,9 @@ from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOpt
 from small_logs import CONFIG, features, write
 
 from pipelines import train
-from pipelines.command_line import pipeline_options
+from pipelines.command_line import has_savepoint, pipeline_options
 from pipelines.options import BOUNDS, TrainConfig, TrainOptions
+from schemas.kafka_logs import KafkaTopics
 from schemas.process import CommandParser, UserError
 
 
@@ -35,6 +36,12 @@ def config_of(*words):
 
 
 FLINK = ("--runner=FlinkRunner", "--flink_master=host:8081")
+
+
+def test_a_savepoint_of_the_job_server_is_known_of():
+    assert has_savepoint(parsed(*FLINK, "--savepoint_path=file:/s"))
+    assert has_savepoint(parsed(*FLINK, "--savepoint_path", "file:/s"))
+    assert not has_savepoint(parsed(*FLINK))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +138,51 @@ def test_logs_that_are_not_there_yet_are_followed_and_otherwise_refused(tmp_path
     with pytest.raises(UserError, match="no partitions in features/; write logs .*, or wait for them with --follow$"):
         config_of(*words)
     assert config_of(*words, "--follow").features == CONFIG
+
+
+def kafka_words(needed, *words):
+    """Those of a run from topics."""
+    config = needed[1] + "/feature_config.toml"
+    return ("--kafka", "broker:9092", "--kafka_prefix", "p-", "--config", config, *needed[2:], *words)
+
+
+def test_topics_are_of_the_brokers_that_have_the_logs(needed, tmp_path):
+    (tmp_path / "settings").write_text("client.id=here")
+    words = ("--kafka_config", str(tmp_path / "settings"), "--dead_letters_topic", "letters", "--parameter_topic", "deltas")
+    topics = config_of(*kafka_words(needed, *words)).topics
+    for output, name, schema in ((topics.dead_letters, "letters", "dead_letters"), (topics.parameters, "deltas", "parameters")):
+        assert (output.name, output.schema) == (name, schema)
+        assert output.place == KafkaTopics("broker:9092", "p-", (("client.id", "here"),))
+    assert config_of(*kafka_words(needed)).topics == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--dead_letters_topic", "t", "--dead_letters_dir", "d"],
+            "--dead_letters_topic and --dead_letters_dir are two places",
+        ),
+        (["--parameter_topic", "t", "--parameter_log", "d"], "--parameter_topic and --parameter_log are two places"),
+        (
+            ["--parameter_topic", "p-actions"],
+            "--parameter_topic p-actions: that topic is the log of actions; give one of its own",
+        ),
+        (
+            ["--dead_letters_topic", "t", "--parameter_topic", "t"],
+            "--parameter_topic t: that topic is the one of --dead_letters_topic",
+        ),
+    ],
+)
+def test_topics_that_do_not_go_together_are_refused(words, message, needed):
+    with pytest.raises(UserError, match=f"^{message}"):
+        config_of(*kafka_words(needed, *words))
+
+
+@pytest.mark.parametrize("option", ["--dead_letters_topic", "--parameter_topic"])
+def test_topics_are_refused_beside_logs_in_files(option, needed):
+    with pytest.raises(UserError, match=f"^{option} t: topics are of --kafka: leave it out, or read the logs from there$"):
+        config_of(*needed, option, "t")
 
 
 @pytest.mark.parametrize("option", ["--logs", "--state_dir"])
