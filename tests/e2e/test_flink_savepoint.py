@@ -1,7 +1,6 @@
-"""The training job on a Flink cluster is stopped, or its servers die, and it goes on: what it learns is the same."""
+"""The training job on a Flink cluster is stopped and goes on from its savepoint: what it learns is the same."""
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -51,34 +50,3 @@ def test_a_job_stopped_with_a_savepoint_goes_on_from_it_in_two_subtasks(cluster,
         # A job started anew would not have known of a version to restore.
         assert re.search(r"shard\.py:\d+ restoring", log.read())
     assert_same(again.state, learned_locally(world, again.state), expected)
-
-
-def test_a_task_manager_and_a_broker_that_are_killed_and_come_back_cost_nothing(cluster, broker, tmp_path, slow):
-    world, expected = slow
-    job = Job(cluster, tmp_path, *world, "--max_bundle_size=2")
-    job.wait_for(lambda: job.figures()["examples"] > 300)
-    (manager,) = cluster.task_managers
-    manager.kill()
-    manager.start()
-    cluster.wait_ready(time.monotonic() + WAIT_S)
-    before = job.figures()["examples"]
-    job.wait_for(lambda: job.figures()["examples"] > before + 300)
-    (server,) = broker.servers
-    server.kill()
-    server.start()
-    broker.wait_ready(time.monotonic() + WAIT_S)
-    assert job.process.wait(WAIT_S) == 0, job.log.read_text()[-2000:]
-    assert_same(job.state, job.figures(), expected)
-
-
-def test_a_job_manager_that_is_killed_ends_the_job_and_one_submitted_again_goes_on(cluster, tmp_path, slow):
-    world, expected = slow
-    job = Job(cluster, tmp_path, *world, "--max_bundle_size=2", "--snapshot_interval", "2")
-    job.wait_for(lambda: job.figures()["examples"] > 300 and manifests(job.state))
-    cluster.job_manager.kill()
-    cluster.job_manager.start()
-    cluster.wait_ready(time.monotonic() + WAIT_S)
-    assert job.process.wait(WAIT_S) != 0
-    again = Job(cluster, tmp_path, *world)
-    assert again.process.wait(WAIT_S) == 0, again.log.read_text()[-2000:]
-    assert_same(again.state, again.figures(), expected)
