@@ -53,7 +53,7 @@ lock: setup ## resolve requirements.in into requirements.txt
 	$(BIN)/python -m uv pip compile --quiet --python-version 3.11 --no-header requirements.in -o requirements.txt
 
 test: setup ## run the tests, in two processes
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: setup ## ten million mixed operations on the embedding table, against plain NumPy; half an hour of the job on Flink: does memory grow?
 	$(BIN)/python -m tests.model.soak_table

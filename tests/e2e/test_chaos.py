@@ -5,7 +5,7 @@ import pytest
 from tests.e2e.chaos import chaos
 
 pytestmark = pytest.mark.usefixtures("needs_servers")
-FAULTS = ["kill_broker", "kill_task_manager", "kill_job_manager", "kill_model_server", "fill_disk"]
+FAULTS = ["fill_disk", "kill_broker", "kill_task_manager", "kill_job_manager", "kill_model_server"]
 
 
 def test_nothing_is_lost_or_learned_twice_while_things_die(tmp_path):
