@@ -52,7 +52,7 @@ class Examples:
         return replace(self, number=max(start, self.number), **columns)
 
     def messages(self) -> Iterator[Examples]:
-        """Cut to what goes into a message."""
+        """Cut to what goes into a message each."""
         if not len(self):
             return
         row_bytes = sum(getattr(self, name).nbytes for name in _DTYPES) // len(self)

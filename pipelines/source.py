@@ -17,7 +17,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from schemas.config import FeatureConfig
-from schemas.logs import LogsPlace
+from schemas.logs import Logs, LogsPlace
 
 from . import monitoring
 from .batches import EventBatch, Position
@@ -194,6 +194,14 @@ class LogsReader(UnboundedReader):
         opened = source.logs.open(source.follow)
         _connects.inc()
         monitoring.of_process().consumer_connects.inc()
+        try:
+            return self._merged(opened)
+        except BaseException:
+            opened.close()
+            raise
+
+    def _merged(self, opened: Logs) -> MergedLogs:
+        source = self._source
         return MergedLogs(
             opened,
             source.config,

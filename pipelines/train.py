@@ -238,8 +238,10 @@ def run(argv: list[str] | None = None) -> int:
     try:
         check_configuration(config, from_savepoint=has_savepoint(options))
         if not config.local:
-            # What a worker on a cluster cannot read it would try to read for ever, where nobody is told.
+            # What a worker on a cluster cannot open it would try to open for ever, where nobody is told.
             config.logs.open(config.follow).close()
+            for output in filter(None, config.topics):
+                output.open().close()
         record_configuration(config)
         _run(options, config)
         record_configuration(config)

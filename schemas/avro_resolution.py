@@ -6,7 +6,7 @@ of a union, which symbol of an enum, an array that may be empty) is not decided 
 Source: Apache Avro 1.12 specification, "Schema Resolution".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from schemas.avro import AvroError, Schema
 
@@ -31,6 +31,16 @@ def check_resolution(writer: Schema, reader: Schema) -> None:
     why = _Resolution(writer, reader).why(writer, reader)
     if why is not None:
         raise AvroError(why)
+
+
+def check_finite(schemas: Iterable[Schema]) -> None:
+    """Check that none of these schemas, as `fastavro.parse_schema` gives them, has a type that holds itself.
+
+    Raises:
+        AvroError: one has; names it.
+    """
+    for schema in schemas:
+        _define(schema, {}, ())
 
 
 class _Resolution:

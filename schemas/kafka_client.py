@@ -19,6 +19,12 @@ T = TypeVar("T")
 ANSWER_S = 10.0  # to wait for a broker that is asked something
 _REGISTRY = "schema.registry."
 _AGAIN_S = 30.0
+#: What the client says where it has no answer, and where a broker would not have it.
+_SILENT = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
+_REFUSED = (
+    *(KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED),
+    *(KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED),
+)
 
 
 class _Sparse(logging.Filter):
@@ -106,12 +112,15 @@ class BrokerConsumer:
         Raises:
             UserError: nothing.
         """
+        self._complaint = None
         try:
             return question()
         except KafkaException as error:
-            self.client.poll(0)  # has the client say why
-            why = self._complaint or error.args[0]
-            refused = why.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL)
+            why = error.args[0]
+            if why.code() in _SILENT:
+                self.client.poll(0)  # has the client say why
+                why = self._complaint or why
+            refused = why.code() in _REFUSED
             remedy = "give what it asks for in --kafka_config" if refused else "start it, or give its address"
             raise UserError(f"--kafka {self._servers}: no broker answers ({why.str()}): {remedy}") from error
 

@@ -101,8 +101,9 @@ class ShardTopic:
             found = self._last(partition, low, high, shard, newest)
         else:
             found = self._between(partition, max(at, low), high, shard)
-        self._seen[shard] = high
-        return [self._decoded(message) for message in found]
+        records = [self._decoded(message) for message in found]
+        self._seen[shard] = high  # not before: a topic that is not ours is refused each time
+        return records
 
     def append(self, shard: int, records: Sequence[Record]) -> None:
         """Append a shard's records; they are in the topic, on all replicas in sync, when this returns.

@@ -119,6 +119,15 @@ def test_examples_that_come_again_are_not_written_twice_wherever_they_are_cut(to
         sink.process((0, [examples(80, 95, job=1)]))
 
 
+def test_a_topic_of_something_else_is_refused_each_time(topic):
+    output = topic("examples")
+    topic_sinks.WriteDeadLettersToTopic(replace(output, schema="dead_letters")).process((0, letters(0, 2)))
+    sink = topic_sinks.WriteExamplesToTopic(output)
+    for _ in range(2):
+        with pytest.raises(UserError, match="give a topic that is the job's alone"):
+            sink.process((0, [examples(0, 5)]))
+
+
 def test_dead_letters_are_messages_of_their_shard_in_its_partition(topic):
     output = topic(partitions=2)
     sink = topic_sinks.WriteDeadLettersToTopic(output)

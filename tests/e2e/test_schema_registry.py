@@ -59,6 +59,10 @@ def test_what_it_does_not_know_or_is_not_avros_is_told(registry):
     for _ in range(2):  # asked, and remembered
         with pytest.raises(LookupError, match="^the schema registry has no schema 4711$"):
             schemas(4711)
+    itself = {"type": "record", "name": "T", "fields": [{"name": "n", "type": ["null", "T"]}]}
+    number = registry.register("itself", itself)
+    with pytest.raises(LookupError, match=f"^messages of schema {number} of the schema registry cannot be read: .*itself"):
+        schemas(number)
     number = registry.register("json", {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object"}, kind="JSON")
     with pytest.raises(LookupError, match=f"^schema {number} of the schema registry is not Avro's, but of type JSON$"):
         schemas(number)
@@ -71,9 +75,12 @@ def test_one_that_does_not_answer_is_no_reason_to_let_messages_go(registry):
         UserError, match=r"^schema registry http://127.0.0.1:1 does not answer \(.*\): start it, or give its add"
     ):
         decoder.decode(b"\0\0\0\0\1\0")
-    wrong = SchemaRegistry({"url": registry.url.replace("ccompat", "nothing"), "max.retries": "0"})
-    with pytest.raises(LookupError):
-        wrong(1)
+    # An address that is not the registry's answers 404, too: no reason to let a topic go.
+    wrong = MessageDecoder("actions", registry=SchemaRegistry({"url": registry.url.replace("ccompat", "nothing")}))
+    with pytest.raises(
+        UserError, match="^schema registry http://.*/nothing/v7: .*; put schema.registry. in --kafka_config right$"
+    ):
+        wrong.decode(b"\0\0\0\0\1\0")
     with pytest.raises(UserError, match="^--kafka_config: schema.registry: Unrecognized properties: bell; put it right"):
         SchemaRegistry({"url": registry.url, "bell": "1"})
 
