@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,7 @@ class Examples:
     def between(self, start: int, end: int) -> Examples:
         """Those whose numbers lie there, which may be none."""
         rows = slice(max(start - self.number, 0), max(end - self.number, 0))
-        columns = {each.name: getattr(self, each.name)[rows] for each in fields(self) if each.name in _DTYPES}
-        return replace(self, number=max(start, self.number), **columns)
+        return replace(self, number=max(start, self.number), **{name: getattr(self, name)[rows] for name in _DTYPES})
 
     def messages(self) -> Iterator[Examples]:
         """Cut to what goes into a message each."""

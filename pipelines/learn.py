@@ -89,7 +89,7 @@ class JoinAndLearn:
         self._durable = 0  # model version of the last durable increment
         self._cut = 0
         self._learned_rows = 0  # by the shard, ever: numbers of its examples
-        self._joined = self._rows_learned = 0  # since this process has the shard
+        self._joined = 0  # since this process has the shard
         self._outputs = Outputs()
         self.learned = Learned(0, -1)
 
@@ -160,7 +160,7 @@ class JoinAndLearn:
             actions=join.actions,
             joined=self._joined,
             examples=self.progress.examples,
-            learned=self._rows_learned,
+            learned=self._learned_rows,
             duplicates=join.duplicates,
             late=join.late,
             unmatched=join.unmatched,
@@ -244,7 +244,6 @@ class JoinAndLearn:
             columns = (batch.time_ms, batch.ids, batch.labels, batch.mask, batch.first)
             self._outputs.examples.append(Examples(self._learned_rows, self.fingerprint, self.join.keys(seq), *columns))
         self._learned_rows += len(examples)
-        self._rows_learned += len(examples)
         before = self.progress.examples
         evaluated = mask * (times >= self.arms.evaluated_from_ms)[:, np.newaxis]
         self.progress.learned(metrics, labels, evaluated, fresh=int(first.sum()))

@@ -4,6 +4,7 @@
 - `avro`, `avro_blocks`, `avro_resolution`: the schemas (`*.avsc`), messages, the blocks of container files, and which
   other schemas they may have been written with
 - `log_files`, `log_segments`: writing and reading logs, and where they lie
+- `kafka_client`, `schema_registry`: how Kafka's clients are set up, and where messages' schemas may be
 - `kafka_logs`, `kafka_writer`, `shard_topic`: topics that are read as logs, written, and appended to by shards
 - `files`: files that are there whole or not at all
 - `process`: logging, user errors, and how a command ends

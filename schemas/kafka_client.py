@@ -136,10 +136,6 @@ class BrokerConsumer:
             raise UserError(f"topic {topic} on {self._servers}: {found.error.str()}: create it, or {other}")
         return len(found.partitions)
 
-    def close(self) -> None:
-        """Leave the cluster."""
-        self.client.close()
-
     def _complained(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # which is no reason
             self._complaint = error
