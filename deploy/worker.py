@@ -1,10 +1,8 @@
 """A Python worker of a Beam job as a process: what it is told, and that it ends with the runner that it works for."""
 
 import json
-import os
 import queue
-import subprocess
-import sys
+import signal
 import threading
 import time
 
@@ -18,8 +16,7 @@ from apache_beam.portability.api import (
 )
 from google.protobuf import json_format, struct_pb2, text_format
 
-#: Beam's own program for a worker.
-COMMAND = [sys.executable, "-m", "apache_beam.runners.worker.sdk_worker_main"]
+from deploy.worker_process import WorkerProcess, work
 
 _ASK_S = 30.0
 _STOP_S = 10.0
@@ -52,11 +49,7 @@ class Worker:
         self.peer = peer
         self.staged = [name for name in map(_staged_name, info.dependencies) if name != _FOR_PEOPLE]
         self._control = request.control_endpoint.url
-        self._process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | worker_environment(request, info),
-        )
+        self._process = WorkerProcess(work, worker_environment(request, info))
 
     @property
     def pid(self) -> int:
@@ -65,11 +58,9 @@ class Worker:
 
     def end(self) -> None:
         """Have it end, by SIGTERM, and by SIGKILL where that takes too long; done when it has ended."""
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        self._process.send(signal.SIGTERM)
+        if not self._process.wait(_STOP_S):
+            self._process.send(signal.SIGKILL)
             self._process.wait()
 
     def wait(self) -> int:
@@ -88,9 +79,9 @@ class Worker:
         with grpc.insecure_channel(self._control, options=_WATCH) as channel:
             channel.subscribe(changes.put, try_to_connect=True)
             _wait_for_loss(changes)
-        if self._process.poll() is None:
+        if not self._process.wait(0):
             self.end()
-        return self._process.wait()
+        return self._process.status
 
 
 def _wait_for_loss(changes: queue.SimpleQueue[grpc.ChannelConnectivity | None]) -> None:

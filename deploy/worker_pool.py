@@ -5,8 +5,8 @@
 Beam's SDK containers have `apache_beam.runners.worker.worker_pool_main` for that, with their boot program to start a worker.
 There is no such program outside of them, and without it a worker knows none of the job's options (its state cache stays off)
 and logs nothing to the task manager. This pool does what that program does, but installs nothing: a worker is this Python
-with its packages, in the present folder. It also tells the workers of several task managers apart, ends those whose task
-manager was killed, and listens on one address only.
+with its packages, in the present folder, forked from a process that has imported most of them (`worker_process.py`). It also
+tells the workers of several task managers apart, ends those whose task manager was killed, and listens on one address only.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
+from deploy import worker_process
 from deploy.worker import Worker
 from schemas.process import CommandParser, UserError, run_main, setup_logging
 
@@ -95,6 +96,7 @@ def serve(host: str, port: int) -> None:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
         raise UserError(f"cannot listen on {host}:{port}: choose another --port (0: any free one)") from error
+    worker_process.prepare()
     server.start()
     log.info("serving", extra={"host": host, "port": bound})
     stop.wait()

@@ -3,10 +3,10 @@
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import grpc
 import psutil
@@ -108,13 +108,15 @@ def pool():
     found.close()
 
 
-def children():
-    return {process.pid for process in psutil.Process().children() if process.status() != psutil.STATUS_ZOMBIE}
+def workers():
+    """Children of the process that forks them, which is ours."""
+    found = [worker for child in psutil.Process().children() for worker in child.children()]
+    return {process.pid for process in found if process.status() != psutil.STATUS_ZOMBIE}
 
 
 def until_ended(pid, seconds=60):
     deadline = time.monotonic() + seconds
-    while pid in children():
+    while pid in workers():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -123,16 +125,16 @@ def test_workers_of_two_task_managers_are_told_apart_and_end_with_theirs(pool):
     runners, pids = [Runner(), Runner()], []
     try:
         for number, runner in enumerate(runners):
-            before = children()
+            before = workers()
             answer = pool.StartWorker(runner.request("1-1"), Asking(f"ipv4:127.0.0.1:{number}"))
             assert answer.error == ""
-            (pid,) = children() - before
+            (pid,) = workers() - before
             pids.append(pid)
             assert runner.connected.get(timeout=60) == "1-1"
         # Both are called 1-1: the one that asks is meant.
         pool.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"), Asking("ipv4:127.0.0.1:0"))
         until_ended(pids[0], 0)
-        assert pids[1] in children()
+        assert pids[1] in workers()
         runners[1].end()
         until_ended(pids[1])
         pool.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"), Asking("ipv4:127.0.0.1:1"))  # no harm
@@ -144,12 +146,12 @@ def test_workers_of_two_task_managers_are_told_apart_and_end_with_theirs(pool):
 def test_a_worker_that_does_not_notice_that_its_runner_is_gone_is_ended(pool, monkeypatch, caplog):
     """As Beam's do not, when they are busy or have something to log."""
     monkeypatch.setattr(worker, "_LOST_S", 1.0)
-    monkeypatch.setattr(worker, "COMMAND", [sys.executable, "-c", "import time; time.sleep(600)"])
+    monkeypatch.setattr(worker, "work", partial(time.sleep, 600))
     caplog.set_level("INFO")
-    runner, before = Runner(), children()
+    runner, before = Runner(), workers()
     try:
         assert pool.StartWorker(runner.request("1-1"), Asking("ipv4:127.0.0.1:0")).error == ""
-        (pid,) = children() - before
+        (pid,) = workers() - before
     finally:
         runner.end()
     until_ended(pid)
@@ -166,10 +168,10 @@ def test_a_worker_whose_runner_does_not_answer_is_an_error(pool, monkeypatch):
         silent.bind(("127.0.0.1", 0))
         request = beam_fn_api_pb2.StartWorkerRequest(worker_id="7-1")
         request.provision_endpoint.url = f"127.0.0.1:{silent.getsockname()[1]}"
-        before = children()
+        before = workers()
         answer = pool.StartWorker(request, Asking("ipv4:127.0.0.1:1"))
     assert answer.error.startswith("worker 7-1: ")
-    assert children() == before
+    assert workers() == before
 
 
 def test_a_short_loss_of_the_connection_is_none(monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 from deploy.flink_cluster import FlinkCluster
 from deploy.kafka_broker import KafkaBroker
 from deploy.model_server import ModelServer
-from tests.e2e.flink_jobs import WAIT_S, Job, workers_of
+from tests.e2e.flink_jobs import WAIT_S, Job, jobs, workers_of
 
 #: Kinds of faults, by the names of the methods of `Stage`.
 KILLS = ("kill_workers", "kill_task_manager", "kill_job_manager", "kill_broker", "kill_model_server")
@@ -52,12 +52,16 @@ class Stage:
         self.cluster.restart(manager)
 
     def kill_job_manager(self) -> None:
-        """The job ends with it, and is submitted again: it goes on from its newest snapshot."""
+        """The job ends with it, and is submitted again: it goes on from its newest snapshot.
+
+        What comes next happens to the job: a submission that finds no broker says so, and ends.
+        """
         self.cluster.job_manager.kill()
         self.cluster.restart(self.cluster.job_manager)
         if self.job.process.wait(WAIT_S) == 0:
             raise AssertionError(f"a job without a job manager ended well: see {self.job.log}")
         self.job = self._submitted()
+        self.job.wait_for(lambda: bool(jobs(self.cluster, "RUNNING")))
 
     def kill_broker(self) -> None:
         (server,) = self.broker.servers

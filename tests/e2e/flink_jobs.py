@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from pipelines import train
 from pipelines.state_files import StateFiles
@@ -65,7 +66,8 @@ def assert_same(state, figures, undisturbed):
 
 
 def workers_of(cluster):
-    return [process.pid for process in cluster.pool.members() if process.pid != cluster.pool.pid]
+    """Ids of the processes that the pool's own child has forked."""
+    return [worker.pid for child in psutil.Process(cluster.pool.pid).children() for worker in child.children()]
 
 
 def manifests(state):

@@ -27,6 +27,7 @@ from deploy.state import read, running
 from schemas.process import UserError
 from serving.client import RankClient
 from serving.errors import ServingError
+from tests.e2e.flink_jobs import workers_of
 
 pytestmark = pytest.mark.usefixtures("needs_servers")
 
@@ -89,15 +90,6 @@ def test_a_broker_that_was_killed_has_its_log_still(tmp_path):
         assert consume(broker.bootstrap, 2) == [(0, b"like"), (1, b"share")]
 
 
-@pytest.fixture(scope="module")
-def cluster(needs_servers, tmp_path_factory):
-    """With one task manager."""
-    with FlinkCluster(tmp_path_factory.mktemp("flink"), ANY_FLINK) as found:
-        yield found
-        tokens = [server.token for server in found.servers]
-    assert [processes_of(token) for token in tokens] == [[]] * 4
-
-
 def square_roots(cluster, parallelism):
     """Run a small pipeline on a cluster; its state in the end."""
     options = [*cluster.pipeline_options, f"--parallelism={parallelism}", "--max_cache_memory_usage_mb=32"]
@@ -106,10 +98,6 @@ def square_roots(cluster, parallelism):
     roots = pipeline | beam.Create([1, 4, 9, 16], reshuffle=True) | beam.Map(math.sqrt)
     assert_that(roots, equal_to([1.0, 2.0, 3.0, 4.0]))
     return pipeline.run().wait_until_finish()
-
-
-def workers_of(cluster):
-    return [process.pid for process in cluster.pool.members() if process.pid != cluster.pool.pid]
 
 
 def test_a_pipeline_runs_with_its_options_and_leaves_no_worker(cluster):
