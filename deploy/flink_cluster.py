@@ -131,6 +131,7 @@ class FlinkCluster(Service):
             "Beam's job server",
             [
                 *(str(java), f"-Xmx{options.job_server_heap_mb}m", f"-Djava.io.tmpdir={home / 'tmp'}"),
+                "-XX:TieredStopAtLevel=1",  # it works for seconds at a time: compiling at leisure would be most of it
                 *("-Dorg.slf4j.simpleLogger.showDateTime=true", "-jar", str(jar), "--job-host", self.host),
                 *("--job-port", str(job), "--artifact-port", str(artifact), "--expansion-port", str(expansion)),
                 *("--flink-master", f"http://{self.rest}", "--artifacts-dir", str(home / "artifacts")),

@@ -1,12 +1,8 @@
 """Logs of a small simulated world for a small model, and what runs made of them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +14,6 @@ from schemas.config import FeatureConfig, Head, ModelConfig, Slot
 from schemas.log_files import LogWriter, PartitionReader
 from schemas.log_segments import list_partitions
 
-ROOT = Path(__file__).parents[2]
 TOPICS = ("features", "actions")
 ITEMS = 5  # videos a request
 USER, REQUEST = 1, 9  # numbers of slots
@@ -75,13 +70,6 @@ def train_arguments(logs, folder, *more):
         *("--logs", str(logs), "--state_dir", str(folder / "state"), "--metrics_json", str(folder / "metrics.json")),
         *("--step", "32", "--window", "1000", *more),
     ]
-
-
-def start(module, *arguments):
-    """A command in a process of its own."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def figures(folder):

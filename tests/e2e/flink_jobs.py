@@ -5,15 +5,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import psutil
 
 from pipelines import train
 from pipelines.state_files import StateFiles
+from tests.e2e.forked import ROOT, Forked
 
-ROOT = Path(__file__).parents[2]
 WAIT_S = 240
 
 
@@ -21,15 +20,19 @@ class Job:
     """`pipelines.train` in a process of its own, which submits to the cluster; its state lies in the folder, or elsewhere.
 
     `runner`: options by which it reaches the cluster, where they are not those of the job server there; `module`: in place
-    of `pipelines.train`.
+    of `pipelines.train`; `shell`: begun as people begin it, rather than forked.
     """
 
-    def __init__(self, cluster, folder, *options, state=None, runner=None, module="pipelines.train"):
+    def __init__(self, cluster, folder, *options, state=None, runner=None, module="pipelines.train", shell=False):
         self.state, self.figures_file, self.log = state or folder / "state", folder / "figures.json", folder / "log"
-        command = [sys.executable, "-m", module, *options, "--state_dir", str(self.state)]
-        command += ["--metrics_json", str(self.figures_file), *(cluster.pipeline_options if runner is None else runner)]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        arguments = [*options, "--state_dir", str(self.state), "--metrics_json", str(self.figures_file)]
+        arguments += cluster.pipeline_options if runner is None else runner
+        self.log.write_bytes(b"")
+        if shell:
+            with self.log.open("w") as log:
+                self.process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT, stdout=log, stderr=log)
+        else:
+            self.process = Forked(module, arguments, self.log)
 
     def figures(self):
         try:

@@ -17,7 +17,6 @@ from e2e_worlds import (
     figures,
     letters,
     records_of,
-    start,
     table,
     train_arguments,
     write_world,
@@ -25,6 +24,7 @@ from e2e_worlds import (
 
 from model.feature_ids import hash_strings
 from pipelines import train
+from tests.e2e.forked import Forked
 
 REQUESTS = 1600
 PARTITIONS = 2
@@ -81,15 +81,14 @@ def put_out(folder):
 def killed(logs, folder, condition, snapshot_interval=0):
     """A run that is killed with -9 once the condition holds; batches in its newest manifest."""
     more = ("--snapshot_interval", str(snapshot_interval), "--follow")
-    process = start("pipelines.train", *arguments(logs, folder, *more))
+    process = Forked("pipelines.train", arguments(logs, folder, *more), folder / "log")
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, (folder / "log").read_text()[-2000:]
         assert time.monotonic() < deadline
         time.sleep(0.001)
     process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     return max(versions(folder), default=0)
 
 

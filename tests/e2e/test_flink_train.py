@@ -24,7 +24,7 @@ def undisturbed(tmp_path_factory, world):
 
 
 def test_topics_with_an_end_are_learned_and_the_job_ends(cluster, tmp_path, world, undisturbed):
-    job = Job(cluster, tmp_path, *world)
+    job = Job(cluster, tmp_path, *world, shell=True)
     assert job.process.wait(WAIT_S) == 0, job.log.read_text()[-2000:]
     assert_same(job.state, job.figures(), undisturbed)
     assert jobs(cluster, "RUNNING") == []
@@ -34,7 +34,7 @@ def test_the_runner_that_brings_its_own_job_server_does_the_same(cluster, tmp_pa
     jar = install.job_server_jar()
     runner = ["--runner=FlinkRunner", f"--flink_master={cluster.rest}", f"--flink_job_server_jar={jar}", "--flink_version=1.19"]
     runner += ["--environment_type=EXTERNAL", f"--environment_config={cluster.worker_pool}"]
-    job = Job(cluster, tmp_path, *world, runner=runner)
+    job = Job(cluster, tmp_path, *world, runner=runner, shell=True)
     assert job.process.wait(WAIT_S) == 0, job.log.read_text()[-2000:]
     assert_same(job.state, job.figures(), undisturbed)
     assert jobs(cluster, "RUNNING") == []

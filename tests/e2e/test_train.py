@@ -6,25 +6,25 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines import replay, train
 from pipelines.state_files import StateFiles
 from schemas.config import load_config
+from tests.e2e.forked import ROOT, Forked
 
-ROOT = Path(__file__).parents[2]
 REQUESTS = 1500
 TTL_S = 3 * 3600
 
 
-def command(module, *arguments):
-    return [sys.executable, "-m", module, *map(str, arguments)]
+def command(*arguments):
+    return [sys.executable, "-m", "pipelines.train", *map(str, arguments)]
 
 
-def run(module, *arguments):
-    return subprocess.run(command(module, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+def run(*arguments):
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
 
 
 def train_arguments(logs, folder):
@@ -41,18 +41,15 @@ def logs(tmp_path_factory):
     config = load_config(ROOT / "schemas" / "simulator.toml")
     slots = tuple(slot if slot.ttl_s is None else replace(slot, ttl_s=TTL_S) for slot in config.slots)
     replace(config, slots=slots).dump(folder / "short.toml")
-    made = run(
-        *("pipelines.replay", "--dataset", "simulator", "--config", folder / "short.toml"),
-        *("--requests", REQUESTS, "--days", 2, "--out", folder / "logs"),
-    )
-    assert made.returncode == 0, made.stderr
+    world = ("--dataset", "simulator", "--config", folder / "short.toml", "--requests", REQUESTS, "--days", 2)
+    assert replay.main([*map(str, world), "--out", str(folder / "logs")]) == 0
     return folder / "logs"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(logs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run("pipelines.train", *train_arguments(logs, folder), "--model_dir", folder / "models")
+    done = run(*train_arguments(logs, folder), "--model_dir", folder / "models")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -85,18 +82,16 @@ def test_a_whole_run_learns_every_impression_once(undisturbed):
 def test_a_killed_run_ends_with_the_undisturbed_runs_table(logs, undisturbed, tmp_path, progress):
     """Killed with -9 once ``progress`` manifests are there, then started again with the same state directory."""
     arguments = train_arguments(logs, tmp_path)
-    process = subprocess.Popen(command("pipelines.train", *arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = Forked("pipelines.train", arguments, tmp_path / "log")
     shard = tmp_path / "state" / "shard-000"
     deadline = time.monotonic() + 120
     while len(list(shard.glob("manifest-*.json"))) < progress:
-        assert process.poll() is None, "it ended before it was killed"
+        assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
-    again = run("pipelines.train", *arguments)
-    assert again.returncode == 0, again.stderr
+    assert process.wait() == -signal.SIGKILL
+    assert train.main([*map(str, arguments)]) == 0
     keys, values, *others = table_of(tmp_path)
     expected_keys, expected_values, *expected_others = table_of(undisturbed)
     np.testing.assert_array_equal(keys, expected_keys)
@@ -108,7 +103,7 @@ def test_a_killed_run_ends_with_the_undisturbed_runs_table(logs, undisturbed, tm
 
 def test_sigterm_writes_state_and_model_and_ends_with_0(logs, tmp_path):
     arguments = (*train_arguments(logs, tmp_path), "--model_dir", tmp_path / "models", "--follow", "--idle", "0.2")
-    process = subprocess.Popen(command("pipelines.train", *arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "metrics.json").exists():
         assert process.poll() is None
@@ -123,7 +118,7 @@ def test_sigterm_writes_state_and_model_and_ends_with_0(logs, tmp_path):
 
 
 def test_a_wrong_option_is_one_line_and_status_2(tmp_path):
-    done = run("pipelines.train", "--logs", tmp_path, "--state_dir", tmp_path / "state", "--no_such_option")
+    done = run("--logs", tmp_path, "--state_dir", tmp_path / "state", "--no_such_option")
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2
     assert len(errors) == 1
