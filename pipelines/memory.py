@@ -1,10 +1,10 @@
-"""How much memory the Python worker that holds a shard needs: for a container's limit, or a machine to rent.
+"""How much memory the Python worker of a shard and the pool that starts it need: for a container's limit, or a machine to rent.
 
     python -m pipelines.memory --config features.toml --rows 10000000 --impressions_per_s 1000
 
 Nothing of it is Flink's: table, waiting rows and snapshots lie in the worker's own memory, outside of the task manager's
-process and of its managed memory. A container that holds the worker alone needs the whole; one that holds the task manager,
-too, needs taskmanager.memory.process.size on top.
+process and of its managed memory. A container that holds pool and worker alone needs the whole; one that holds the task
+manager, too, needs taskmanager.memory.process.size on top.
 
 Bytes of a row are those of the layouts themselves; copies at work were counted in real processes, and the test counts again.
 It is a bound for when everything comes together: every row touched since the last snapshot, while a base is merged and a
@@ -37,6 +37,8 @@ MIB = 1 << 20
 #: Python with Beam, TensorFlow and all kernels and steps, before the first row: 0.93 GiB were measured where the kernels came
 #: from the cache, and 1.05 where they were compiled.
 _PROCESS = 1280 * MIB
+#: `deploy.worker_pool` (205 MiB were measured) and the process that it forks workers from: what it does not share (150).
+_POOL = 384 * MIB
 #: Copies of all rows, as files hold them, in memory at once: while an increment is written (2.0 were measured); while it and
 #: a base become one (4.0); while a version is exported (5.3).
 _INCREMENT, _MERGE, _EXPORT = 2.0, 4.0, 5.5
@@ -58,6 +60,7 @@ class Need:
     """Bytes, by what they are for."""
 
     process: int = _part("Python, Beam, TensorFlow, compiled code")
+    pool: int = _part("the worker pool, and the process that workers are forked from")
     beam: int = _part("Beam's state cache, the batches of a checkpoint, messages fetched ahead")
     table: int = _part("embedding table: rows, index, journal, filter")
     catalogue: int = _part("users and videos of the exported catalogue")
@@ -100,6 +103,7 @@ def need(config: FeatureConfig, rows: int, impressions_per_s: float, shard: Shar
     empty = Trainer(config, capacity=1).table.nbytes  # default rows and the filter, if a slot has one
     return Need(
         process=_PROCESS,
+        pool=_POOL,
         # Batches since the last manifest lie in the cache, and twice where they wait for a snapshot that is being written.
         beam=cache + 2 * inputs + int(topics["queued.max.messages.kbytes"]) * 1024,
         table=int(rows * row_bytes(config)) + empty,
