@@ -3,7 +3,8 @@
 Each partition is a stream in its own order; partitions are merged by the running maximum of their event time, features
 before actions at the same millisecond. An event is passed on once no partition can still bring an earlier one, so the
 order of a replay is a function of the logs alone, and at most one buffer a partition is held in memory. Where logs still
-grow, a partition that has been silent for a while no longer holds back the others, and new partitions are taken in.
+grow, a partition that has been silent for a while no longer holds back the others, and new partitions are taken in. Silent is
+one that has been read to its end and brings no more; one that lags behind what is in it is waited for.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class MergedLogs:
                     break
             if stream.exhausted:
                 continue
-            if self._follow and time.monotonic() - stream.idle_since > self._idle_s:
+            if self._follow and stream.idle(self._idle_s):
                 stream.release()
                 continue
             limit = min(limit, stream.last_order)

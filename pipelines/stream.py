@@ -22,6 +22,8 @@ from .decode import MAX_TIME_MS, Decoder, decode_chunk
 _READ_RECORDS = 2048
 #: Records behind a jump of time that are asked whether it is real, by their median: two of them may be wrong, too.
 _WITNESSES = 5
+#: Who has not looked for longer than this cannot say that a log was silent meanwhile.
+_UNSEEN_S = 0.5
 
 
 def judge_times(times: np.ndarray, clock_ms: int, max_skew_ms: int, witnesses: int = _WITNESSES) -> tuple[int, np.ndarray]:
@@ -67,7 +69,6 @@ class Stream:
         max_skew_ms: how far ahead of its neighbours a record may be.
         ready: rows of :data:`EVENTS` whose ``order_ms`` is final.
         exhausted: whether the log has ended and all of it is ready.
-        idle_since: monotonic seconds at which something was last read.
     """
 
     name: str
@@ -78,9 +79,11 @@ class Stream:
     max_skew_ms: int
     ready: pa.RecordBatch = field(default_factory=empty_events)
     exhausted: bool = False
-    idle_since: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        #: Seconds by `time.monotonic`: since when each look has found nothing, and that of the last look.
+        self._silent_since: float | None = None
+        self._looked_at = 0.0
         self._read_to = self.position.offset
         self._clock_ms = self.position.order_ms
         #: Read, but its records wait for those behind them.
@@ -101,10 +104,24 @@ class Stream:
         chunk = self.reader.read(_READ_RECORDS)
         moved = bool(chunk.records or chunk.faults) or chunk.next_offset > self._read_to
         self._read_to = chunk.next_offset
-        if moved:
-            self.idle_since = time.monotonic()
+        self._look(moved or not self.reader.at_end)
         self.exhausted = ended and not moved
         return self._judge(_joined(self._held, chunk), 0 if self.exhausted else _WITNESSES) or moved
+
+    def _look(self, found: bool) -> None:
+        now = time.monotonic()
+        if found:
+            self._silent_since = None
+        elif self._silent_since is None or now - self._looked_at > _UNSEEN_S:
+            self._silent_since = now
+        self._looked_at = now
+
+    def idle(self, seconds: float) -> bool:
+        """Whether there is nothing to pass on, and has been nothing to read for so long.
+
+        A log that has more is not silent, however long that takes to come; nor is one that nobody has asked.
+        """
+        return self.level and self._silent_since is not None and time.monotonic() - self._silent_since >= seconds
 
     def release(self) -> None:
         """Judge what is held by the witnesses there are: the stream has been idle for too long."""

@@ -210,7 +210,7 @@ class KafkaReader:
         self._next, self._end = place.offset, end
         self._buffer: deque[Message] = deque()
         self._paused = False
-        self._reached = place.offset
+        self._reached = -1
 
     def put(self, message: Message) -> None:
         """A message that has come."""
@@ -219,6 +219,11 @@ class KafkaReader:
     def reach(self, offset: int) -> None:
         """There is nothing before this offset that has not come: its last messages may be markers, which are not handed out."""
         self._reached = offset
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the broker has said that there is no more, since the last message came."""
+        return not self._buffer and self._reached >= self._next
 
     def hold_back(self, consumer: Consumer) -> None:
         """Have no more sent while the buffer is full."""

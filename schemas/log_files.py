@@ -227,6 +227,11 @@ class PartitionReader:
             [fault for part in parts for fault in part.faults],
         )
 
+    @property
+    def at_end(self) -> bool:
+        """A file has all that is in it at once."""
+        return True
+
     def _strangers(self) -> Chunk:
         """Files that no writer of ours has made, as faults of no bytes: their records are in no log."""
         faults = [Fault(0, 0, f"{name} {_STRANGER}", b"") for name in strangers(self._folder)]

@@ -17,6 +17,10 @@ class Reader(Protocol):
     def read(self, max_records: int) -> Chunk:
         """The next records, about so many; none if there are none yet, or no more."""
 
+    @property
+    def at_end(self) -> bool:
+        """Where a read has brought nothing: whether there was nothing, rather than that it is still to come."""
+
 
 class Logs(Protocol):
     """Open logs."""

@@ -2,10 +2,13 @@
 
 import itertools
 import random
+import types
 
 import numpy as np
 import pytest
 from small_logs import (
+    ACTIONS,
+    CONFIG,
     START_MS,
     action,
     batches_of,
@@ -18,11 +21,14 @@ from small_logs import (
     write_world,
 )
 
+from pipelines import stream
 from pipelines.batches import START, EventBatch, Final, Kind, Position
+from pipelines.merge import MergedLogs
 from pipelines.stream import judge_times
 from schemas.avro import encode_body, load_schema
-from schemas.log_files import PartitionReader, partition_of
+from schemas.log_files import Chunk, PartitionReader, partition_of
 from schemas.log_segments import LogHoleError, list_partitions
+from schemas.logs import FileLogs
 
 HOUR = 3_600_000
 
@@ -255,6 +261,69 @@ def test_a_growing_log_holds_back_what_a_silent_partition_may_precede_until_it_i
     impatient = merged(tmp_path, follow=True, idle_s=0.0)
     assert set(names(drain(impatient))) == {f"r{n}" for n in range(8)}
     assert not impatient.finished
+
+
+class Lagging(FileLogs):
+    """Logs whose actions come only every so many reads, though they are there: as from a broker that is busy."""
+
+    def reader(self, topic, partition, offset):
+        reader = super().reader(topic, partition, offset)
+        return LaggingReader(reader, offset) if topic == "actions" else reader
+
+
+class LaggingReader:
+    def __init__(self, reader, offset):
+        self._reader, self._next, self.reads, self.at_end = reader, offset, 0, False
+
+    def read(self, max_records):
+        self.reads += 1
+        if self.reads % 7:
+            self.at_end = False
+            return Chunk([], np.zeros(0, np.int64), self._next)
+        found = self._reader.read(20)
+        self.at_end = not found.records
+        self._next = found.next_offset
+        return found
+
+
+def test_a_partition_that_lags_behind_its_log_is_waited_for(tmp_path):
+    write_world(tmp_path, 120)
+    logs = MergedLogs(Lagging(str(tmp_path)), CONFIG, ACTIONS, {}, follow=True, idle_s=0.0, sync_interval_s=1e9)
+    seen = []
+    while len(seen) < len(rows_of(batches_of(tmp_path))):
+        seen += rows_of(drain(logs))
+    assert list(map(identity, seen)) == [identity(row) for row in rows_of(batches_of(tmp_path))]
+
+
+@pytest.mark.parametrize("looks", [1, 20])
+def test_only_what_was_looked_at_all_along_was_silent(tmp_path, monkeypatch, looks):
+    now = 1000.0
+    monkeypatch.setattr(stream, "time", types.SimpleNamespace(monotonic=lambda: now))
+    write(tmp_path, "features", [features(f"r{n}", n * 1000) for n in range(8)])
+    write(tmp_path, "actions", [action(f"r{n}", 2500 + n) for n in range(6)])
+    logs = merged(tmp_path, follow=True, idle_s=2.0)
+    assert "r6" not in names(drain(logs))
+    found = []
+    for _ in range(looks):
+        now += 3.0 / looks
+        found += names(drain(logs))
+    assert ("r6" in found) == (looks > 1)
+
+
+def test_a_partition_with_something_left_is_not_silent_though_nobody_asks_it(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(stream, "time", types.SimpleNamespace(monotonic=lambda: now))
+    write(tmp_path, "features", [features(f"r{n}", n * 1000) for n in range(8)])
+    write(tmp_path, "actions", [action(f"r{n}", 2500 + n) for n in range(6)])
+    logs = merged(tmp_path, follow=True, idle_s=2.0)
+    seen = drain(logs)
+    write(tmp_path, "features", [features(f"r{n}", n * 1000) for n in range(8, 12)])
+    write(tmp_path, "actions", [action("r7", 7500 + 500 * n) for n in range(8)])
+    now += 10  # what has been merged was at work with for so long
+    seen += drain(logs)
+    times = [row["time_ms"] for row in rows_of(seen)]
+    assert times == sorted(times)
+    assert len(times) > 25
 
 
 def test_a_growing_log_is_merged_as_a_finished_one(tmp_path):
