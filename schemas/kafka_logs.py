@@ -28,7 +28,7 @@ TOPICS = ("features", "actions")
 _POLL_S = 0.05
 _SILENCE_S = 60.0  # to wait for messages that are known to be there
 _AT_ONCE = 2048  # messages taken from the client
-_FULL, _LOW = 8192, 2048  # messages in a partition's buffer at which it is paused, and goes on
+_FULL, _LOW = 65536, 16384  # messages in a partition's buffer at which it is paused, and goes on
 _RAW_LIMIT = 64 << 10
 _COUNTED_S = 30.0  # between two looks at the number of partitions
 #: Consumers that this process has made so far: one a run without faults.
@@ -80,6 +80,7 @@ class KafkaTopics:
             "enable.partition.eof": True,
             "queued.max.messages.kbytes": 65536,
             "fetch.wait.max.ms": 50,
+            "fetch.queue.backoff.ms": 20,
         }
         return ours | dict(self.options)
 
