@@ -16,6 +16,7 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.coders import PickleCoder
+from apache_beam.io.unbounded_source import ReadFromUnboundedSource
 from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
@@ -24,7 +25,6 @@ from apache_beam.utils.timestamp import Timestamp
 from pipelines.batches import EventBatch, Kind
 from pipelines.command_line import pipeline_options
 from pipelines.options import LOCAL_RUNNER, TrainConfig, TrainOptions
-from pipelines.read import ReadLogs
 from pipelines.train import logs_source
 from schemas.process import CommandParser, run_main, setup_logging
 
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     with beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
-            | "Read both logs" >> ReadLogs(logs_source(config), config.local)
+            | "Read both logs" >> ReadFromUnboundedSource(logs_source(config), poll_interval=0.05, max_read_time_seconds=10.0)
             | "Part" >> beam.FlatMap(events).with_output_types(tuple[str, Any])
             | JOIN >> beam.ParDo(TextbookJoin(window_s))
             | "Count" >> beam.Map(lambda _: beam.metrics.Metrics.counter("textbook", "examples").inc())

@@ -19,7 +19,7 @@ from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 from schemas.config import FeatureConfig, load_config
-from schemas.kafka_logs import KafkaTopics
+from schemas.kafka_logs import FULL_BYTES, TOPICS, KafkaTopics
 from schemas.process import CommandParser, UserError, run_main
 from schemas.quiet import quiet_imports
 
@@ -105,7 +105,7 @@ def need(config: FeatureConfig, rows: int, impressions_per_s: float, shard: Shar
         process=_PROCESS,
         pool=_POOL,
         # Batches since the last manifest lie in the cache, and twice where they wait for a snapshot that is being written.
-        beam=cache + 2 * inputs + int(topics["queued.max.messages.kbytes"]) * 1024,
+        beam=cache + 2 * inputs + int(topics["queued.max.messages.kbytes"]) * 1024 + len(TOPICS) * FULL_BYTES,
         table=int(rows * row_bytes(config)) + empty,
         catalogue=names,
         waiting=waiting_bytes(config, impressions_per_s),

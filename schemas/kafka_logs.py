@@ -28,7 +28,9 @@ TOPICS = ("features", "actions")
 _POLL_S = 0.05
 _SILENCE_S = 60.0  # to wait for messages that are known to be there
 _AT_ONCE = 2048  # messages taken from the client
-_FULL, _LOW = 65536, 16384  # messages in a partition's buffer at which it is paused, and goes on
+#: What a partition's buffer holds when it is paused; it goes on at a quarter of it. To pause is to throw away what the client
+#: has fetched ahead, a megabyte, which is 30,000 small messages.
+FULL_MESSAGES, FULL_BYTES = 65536, 16 << 20
 _RAW_LIMIT = 64 << 10
 _COUNTED_S = 30.0  # between two looks at the number of partitions
 #: Consumers that this process has made so far: one a run without faults.
@@ -210,12 +212,14 @@ class KafkaReader:
         self._logs, self._decoder, self._place = logs, decoder, place
         self._next, self._end = place.offset, end
         self._buffer: deque[Message] = deque()
+        self._bytes = 0
         self._paused = False
         self._reached = -1
 
     def put(self, message: Message) -> None:
         """A message that has come."""
         self._buffer.append(message)
+        self._bytes += len(message)
 
     def reach(self, offset: int) -> None:
         """There is nothing before this offset that has not come: its last messages may be markers, which are not handed out."""
@@ -228,10 +232,11 @@ class KafkaReader:
 
     def hold_back(self, consumer: Consumer) -> None:
         """Have no more sent while the buffer is full."""
-        if not self._paused and len(self._buffer) > _FULL:
+        full = max(len(self._buffer) / FULL_MESSAGES, self._bytes / FULL_BYTES)
+        if not self._paused and full > 1:
             consumer.pause([self._place])
             self._paused = True
-        elif self._paused and len(self._buffer) < _LOW:
+        elif self._paused and full < 0.25:
             consumer.resume([self._place])
             self._paused = False
 
@@ -257,9 +262,11 @@ class KafkaReader:
         faults: list[Fault] = []
         while self._buffer and len(records) + len(faults) < max_records:
             message = self._buffer.popleft()
+            self._bytes -= len(message)
             offset = message.offset()
             if self._end is not None and offset >= self._end:
                 self._buffer.clear()
+                self._bytes = 0
                 break
             self._next = offset + 1
             value = message.value() or b""

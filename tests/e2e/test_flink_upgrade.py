@@ -8,42 +8,18 @@ import pytest
 
 from model.feature_ids import hash_strings
 from pipelines import stop
-from pipelines.datasets.requests import PendingActions
-from pipelines.datasets.simulator import World
-from pipelines.request_log import RequestLogWriter
 from pipelines.state_files import StateFiles
 from schemas.config import load_config
 from schemas.kafka_logs import KafkaTopics
-from schemas.kafka_writer import create_topics
 from tests.e2e.e2e_worlds import CONFIG, ITEMS, REQUEST, SIMPLE
 from tests.e2e.flink_jobs import WAIT_S, Job, learned_locally, manifests, rows_of
+from tests.e2e.topic_worlds import REQUESTS, Stream, place
 
 pytestmark = pytest.mark.usefixtures("needs_servers")
 
 #: A slot has been appended, which records of before do not have.
 WIDER = replace(SIMPLE, slots=(*SIMPLE.slots, next(slot for slot in CONFIG.slots if slot.slot == REQUEST)))
-REQUESTS = 300  # of each part
 SLOW = ("--step", "4", "--batch_rows", "64", "--window", "500", "--max_bundle_size=2", "--snapshot_interval", "2")
-
-
-class Stream:
-    """A small world's requests and actions, part by part, into topics."""
-
-    def __init__(self, topics):
-        create_topics(topics, 2)
-        self._topics, self._pending = topics, PendingActions()
-        self._world = World(seed=4, users=80, requests_per_day=2 * REQUESTS, videos_per_request=ITEMS)
-
-    def write(self, config, last=False):
-        """The next part, featurised by a configuration; ids of its requests."""
-        batch, actions, _ = self._world.requests(REQUESTS)
-        batch = replace(batch, user_columns={**batch.user_columns, "request_id": batch.request_id})
-        self._pending.push(actions)
-        with RequestLogWriter(self._topics, config) as writer:
-            writer.append(batch, self._pending.pop_before(int(batch.time_ms[-1])))
-            if last:
-                writer.append_actions(self._pending.pop_all())
-        return batch.request_id.tolist()
 
 
 def request_counts(state):
@@ -51,12 +27,6 @@ def request_counts(state):
     keys, counts, _ = rows_of(state)
     own = (keys >> 48) == REQUEST
     return keys[own] & (1 << 48) - 1, counts[own]
-
-
-def place(topics, config, tmp_path):
-    file = tmp_path / f"{len(config.slots)}.toml"
-    config.dump(file)
-    return ["--kafka", topics.servers, "--kafka_prefix", topics.prefix, "--config", str(file)]
 
 
 def test_a_job_stopped_for_an_upgrade_goes_on_with_a_slot_more(broker, cluster, tmp_path, capsys):
