@@ -8,6 +8,7 @@ from deploy import install
 from deploy.flink_cluster import FlinkCluster
 from deploy.flink_config import FlinkOptions
 from deploy.kafka_broker import KafkaBroker, KafkaOptions
+from deploy.server import processes_of
 from pipelines import replay
 from schemas.process import UserError
 
@@ -39,9 +40,11 @@ def broker(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    """One for all tests of a process; each leaves it without a job."""
+    """One for all tests of a process; each leaves it without a job, and its end leaves no process of it."""
     with FlinkCluster(tmp_path_factory.mktemp("flink"), ANY_FLINK) as cluster:
         yield cluster
+        tokens = [server.token for server in cluster.servers]
+    assert [processes_of(token) for token in tokens] == [[]] * 4
 
 
 @pytest.fixture(scope="session")
