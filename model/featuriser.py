@@ -4,10 +4,12 @@ Training, serving and tests share it; `model/graph_featuriser.py` does the same 
 the two equal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import tensorflow as tf
 from numba import njit
 from numpy.typing import NDArray
@@ -69,22 +71,31 @@ class Featuriser:
         edges = np.concatenate([[0], np.cumsum(8 * np.count_nonzero(present, axis=1))]).tolist()
         return [packed[start:end] for start, end in pairwise(edges)]
 
-    def unpack(self, packed: Sequence[bytes], side: Side | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Packed ids to (ids int64[N, W_side], bad bool[N]); a slot without an id is padding.
+    def unpack(self, packed: pa.BinaryArray, side: Side | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Packed ids (binary[N], without nulls) to (ids int64[N, W_side], bad bool[N]); a slot without an id is padding.
 
         A row is bad, and all padding, if it is not a whole number of int64, names a slot that the side lacks,
         or has more ids of a slot than its `max_length`.
         """
         layout = self._layouts[side]
-        sizes = np.fromiter(map(len, packed), np.int64, len(packed))
+        sizes = pc.binary_length(packed).to_numpy()
         bad = sizes % 8 != 0
         if bad.any():
-            packed = [b"" if broken else row for row, broken in zip(packed, bad.tolist(), strict=True)]
-            sizes[bad] = 0
-        flat = np.frombuffer(b"".join(packed), "<i8")
+            packed = pc.if_else(pa.array(bad), pa.scalar(b""), packed)
+            sizes = np.where(bad, 0, sizes)
         ids = np.zeros((len(packed), layout.width), np.int64)
-        _scatter_rows(flat, sizes // 8, layout.first_column, layout.end_column, ids, bad)
+        _scatter_rows(_joined_ids(packed), sizes // 8, layout.first_column, layout.end_column, ids, bad)
         return ids, bad
+
+
+def _joined_ids(packed: pa.BinaryArray) -> NDArray[np.int64]:
+    """What whole rows hold, one behind the other."""
+    _, offsets, values = packed.buffers()
+    if values is None or not len(packed):
+        return np.zeros(0, np.int64)
+    edges = np.frombuffer(offsets, np.int32)[[packed.offset, packed.offset + len(packed)]]
+    # A copy: values need not lie where an int64 may.
+    return np.frombuffer(values, np.uint8)[edges[0] : edges[1]].copy().view("<i8")
 
 
 class _Layout:

@@ -1,23 +1,23 @@
 """From the records of one log partition to rows of events: checked, packed, in the partition's order.
 
 What breaks the schema or cannot be true becomes a fault row with its reason and raw bytes; nothing is raised and nothing
-is dropped. The only Python loops are those over the records that Avro hands out.
+is dropped.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from model.feature_ids import hash_strings
 from model.featuriser import Featuriser
-from schemas.avro import encode_body
 from schemas.config import FeatureConfig
 from schemas.log_files import Chunk
+from schemas.records import Records
 from schemas.slots import Side
 
 from .batches import EVENTS, Kind, empty_events
@@ -28,17 +28,18 @@ RAW_LIMIT = 64 << 10
 MAX_TIME_MS = 253_402_300_799_999
 _HASH_BITS = 62
 
-Record = dict[str, Any]
-Reasons = list[str | None]
+Reasons: TypeAlias = list[str | None]
+Texts: TypeAlias = Sequence[str] | pa.StringArray
 
 
-def row_keys(user_id: Sequence[str], request_id: Sequence[str], item_id: Sequence[str]) -> np.ndarray:
+def row_keys(user_id: Texts, request_id: Texts, item_id: Texts) -> np.ndarray:
     """62-bit hashes of (user, request, item): int64[N]. Two of n waiting rows meet with probability n^2 / 2^63.
 
     The user is part of it because the logs are keyed by user: another user's action would be in another shard's log.
     """
-    parts = zip(user_id, request_id, item_id, strict=True)
-    return hash_strings(["\x1f".join(part) for part in parts], bits=_HASH_BITS)
+    parts = (pa.array(part, pa.string()) if not isinstance(part, pa.Array) else part for part in (user_id, request_id, item_id))
+    joined = pc.binary_join_element_wise(*parts, "\x1f")
+    return hash_strings(joined.cast(pa.binary()).to_numpy(zero_copy_only=False), bits=_HASH_BITS)
 
 
 class FeaturesDecoder:
@@ -65,14 +66,17 @@ class FeaturesDecoder:
             at += slot.max_length
         return np.array(columns, np.int64)
 
-    def events(self, records: list[Record], offsets: np.ndarray, partition: int, reasons: Reasons) -> pa.RecordBatch:
+    def events(self, records: Records, offsets: np.ndarray, partition: int, reasons: Reasons) -> pa.RecordBatch:
         """Rows of all videos of all records, faults included, in order; ``reasons`` why are added to."""
-        user_ids, user_bad = self._unpack([r["user_ids"] for r in records], "user")
-        items = [item for r in records for item in r["items"]]
-        counts = np.array([len(r["items"]) for r in records], np.int64)
-        item_ids, item_bad = self._unpack([item["ids"] for item in items], "item")
-        owner = np.repeat(np.arange(len(records)), counts)
-        fingerprints = np.array([r["fingerprint"] for r in records], np.int64)
+        columns = records.columns
+        items = columns.items
+        assert items is not None
+        n, counts = len(records), columns.counts("items")
+        user_ids, user_bad = self._featuriser.unpack(columns.binary("user_ids"), "user")
+        item_ids, item_bad = self._featuriser.unpack(items.binary("ids"), "item")
+        request_id, user_id, item_id = columns.strings("request_id"), columns.strings("user_id"), items.strings("item_id")
+        owner = np.repeat(np.arange(n), counts)
+        fingerprints = columns.longs("fingerprint")
         current = fingerprints == self._config.fingerprint
         known = np.isin(fingerprints, list(self._config.readable_fingerprints))
         missing_user = (user_ids[:, self._required["user"]] == 0).any(axis=1)
@@ -80,30 +84,21 @@ class FeaturesDecoder:
         _blame(reasons, ~known, "written with another feature configuration")
         _blame(reasons, user_bad, "user_ids are not packed feature ids of this configuration")
         _blame(reasons, missing_user & current, "a user feature is missing")
-        _blame(
-            reasons, _any_of(item_bad, owner, len(records)), "an item's ids are not packed feature ids of this configuration"
-        )
-        _blame(reasons, _any_of(missing_item & current[owner], owner, len(records)), "an item's feature is missing")
-        _blame(reasons, np.array([not (r["request_id"] and r["user_id"]) for r in records]), "no request id or user id")
+        _blame(reasons, _any_of(item_bad, owner, n), "an item's ids are not packed feature ids of this configuration")
+        _blame(reasons, _any_of(missing_item & current[owner], owner, n), "an item's feature is missing")
+        _blame(reasons, _empty(request_id) | _empty(user_id), "no request id or user id")
         _blame(reasons, counts == 0, "a request without items")
-        _blame(reasons, np.array([not all(i["item_id"] for i in r["items"]) for r in records]), "an item without an id")
-        _blame(reasons, np.array([_bad_scores(r) for r in records]), "scores are not finite float32[items, heads]")
-        times = np.array([r["time_ms"] for r in records], np.int64)
+        _blame(reasons, _any_of(_empty(item_id), owner, n), "an item without an id")
+        _blame(reasons, _bad_scores(columns.binary("scores"), counts), "scores are not finite float32[items, heads]")
+        times = columns.longs("time_ms")
         _blame_times(reasons, times)
-        bad = np.array([reason is not None for reason in reasons])
+        bad = np.array([reason is not None for reason in reasons], bool)
         good = ~bad[owner]
         rows = owner[good]
-        request = [records[r]["request_id"] for r in rows]
-        item = [i["item_id"] for i, keep in zip(items, good, strict=True) if keep]
         ids = np.concatenate([user_ids[rows], item_ids[good]], axis=1)
-        events = _events(
-            Kind.FEATURES, partition, offsets[rows], times[rows], request,
-            [records[r]["user_id"] for r in rows], item, ids=ids,
-        )  # fmt: skip
-        return _with_faults(events, records, reasons, offsets, partition, self.topic)
-
-    def _unpack(self, packed: list[bytes], side: Side) -> tuple[np.ndarray, np.ndarray]:
-        return self._featuriser.unpack(packed, side)
+        request_id, user_id, item_id = request_id.take(rows), user_id.take(rows), item_id.filter(pa.array(good))
+        events = _events(Kind.FEATURES, partition, offsets[rows], times[rows], request_id, user_id, item_id, ids=ids)
+        return _with_faults(events, records, reasons, offsets, partition)
 
 
 class ActionsDecoder:
@@ -112,31 +107,22 @@ class ActionsDecoder:
     topic = "actions"
 
     def __init__(self, actions: Sequence[str]) -> None:
-        self._number = {action: n for n, action in enumerate(actions)}
+        self._actions = pa.array(actions, pa.string())
 
-    def events(self, records: list[Record], offsets: np.ndarray, partition: int, reasons: Reasons) -> pa.RecordBatch:
+    def events(self, records: Records, offsets: np.ndarray, partition: int, reasons: Reasons) -> pa.RecordBatch:
         """Rows of all records, faults included, in order; ``reasons`` why are added to."""
-        _blame(
-            reasons,
-            np.array([not (r["request_id"] and r["item_id"] and r["user_id"]) for r in records]),
-            "no request id, user id or item id",
-        )
-        _blame(
-            reasons,
-            np.array([r["value"] is not None and not math.isfinite(r["value"]) for r in records]),
-            "value is not finite",
-        )
-        times = np.array([r["time_ms"] for r in records], np.int64)
+        columns = records.columns
+        ids = [columns.strings(name) for name in ("request_id", "user_id", "item_id")]
+        empty = np.logical_or.reduce([_empty(each) for each in ids])
+        _blame(reasons, empty, "no request id, user id or item id")
+        value, times = columns.doubles("value"), columns.longs("time_ms")
+        _blame(reasons, ~pc.is_finite(value).fill_null(True).to_numpy(zero_copy_only=False), "value is not finite")
         _blame_times(reasons, times)
-        good = [i for i, reason in enumerate(reasons) if reason is None]
-        kept = [records[i] for i in good]
-        events = _events(
-            Kind.ACTION, partition, offsets[good], times[good],
-            [r["request_id"] for r in kept], [r["user_id"] for r in kept], [r["item_id"] for r in kept],
-            action=np.array([self._number.get(r["action"], -1) for r in kept], np.int8),
-            value=[r["value"] for r in kept],
-        )  # fmt: skip
-        return _with_faults(events, records, reasons, offsets, partition, self.topic)
+        good = np.flatnonzero([reason is None for reason in reasons])
+        request_id, user_id, item_id = (each.take(good) for each in ids)
+        action = pc.index_in(columns.strings("action").take(good), self._actions).fill_null(-1).cast(pa.int8())
+        rows = Kind.ACTION, partition, offsets[good], times[good], request_id, user_id, item_id
+        return _with_faults(_events(*rows, action=action, value=value.take(good)), records, reasons, offsets, partition)
 
 
 Decoder = FeaturesDecoder | ActionsDecoder
@@ -153,7 +139,7 @@ def decode_chunk(decoder: Decoder, chunk: Chunk, partition: int, reasons: Reason
 
     ``order_ms`` is not set yet: it needs the events before.
     """
-    events = decoder.events(chunk.records, chunk.offsets, partition, reasons) if chunk.records else empty_events()
+    events = decoder.events(chunk.records, chunk.offsets, partition, reasons) if len(chunk.records) else empty_events()
     if not chunk.faults:
         return events
     faults = fault_events(
@@ -167,13 +153,15 @@ def fault_events(partition: int, offsets: Sequence[int], reasons: Sequence[str],
     """Fault rows."""
     n = len(offsets)
     none = np.zeros(n, np.int64)
-    events = _events(Kind.FAULT, partition, np.array(offsets, np.int64), none - 1, [""] * n, [""] * n, [""] * n)
+    no_text = pa.array([""] * n, pa.string())
+    events = _events(Kind.FAULT, partition, np.array(offsets, np.int64), none - 1, no_text, no_text, no_text)
     return _replace(events, reason=pa.array(reasons, pa.string()), raw=pa.array(raw, pa.binary()))
 
 
 def _events(
-    kind: Kind, partition: int, offsets: np.ndarray, times: np.ndarray, request: list[str], user: list[str], item: list[str],
-    *, ids: np.ndarray | None = None, action: np.ndarray | None = None, value: list[float | None] | None = None,
+    kind: Kind, partition: int, offsets: np.ndarray, times: np.ndarray,
+    request: pa.StringArray, user: pa.StringArray, item: pa.StringArray,
+    *, ids: np.ndarray | None = None, action: pa.Int8Array | None = None, value: pa.DoubleArray | None = None,
 ) -> pa.RecordBatch:  # fmt: skip
     n = len(request)
     width = 0 if ids is None else ids.shape[1]
@@ -186,11 +174,11 @@ def _events(
         pa.array(times),
         pa.array(times),
         pa.array(keys),
-        pa.array(np.full(n, -1, np.int8) if action is None else action),
-        pa.array(request, pa.string()),
-        pa.array(user, pa.string()),
-        pa.array(item, pa.string()),
-        pa.array([None] * n if value is None else value, pa.float64()),
+        pa.array(np.full(n, -1, np.int8)) if action is None else action,
+        request,
+        user,
+        item,
+        pa.nulls(n, pa.float64()) if value is None else value,
         pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * width), pa.array(values)),
         pa.nulls(n, pa.string()),
         pa.nulls(n, pa.binary()),
@@ -199,7 +187,7 @@ def _events(
 
 
 def _with_faults(
-    events: pa.RecordBatch, records: list[Record], reasons: Reasons, offsets: np.ndarray, partition: int, topic: str
+    events: pa.RecordBatch, records: Records, reasons: Reasons, offsets: np.ndarray, partition: int
 ) -> pa.RecordBatch:
     bad = [i for i, reason in enumerate(reasons) if reason is not None]
     if not bad:
@@ -208,7 +196,7 @@ def _with_faults(
         partition,
         offsets[bad].tolist(),
         [str(reasons[i]) for i in bad],
-        [encode_body(topic, records[i])[:RAW_LIMIT] for i in bad],
+        [records.body(i)[:RAW_LIMIT] for i in bad],
     )
     both = pa.Table.from_batches([events, faults]).combine_chunks().to_batches()[0]
     return both.take(pa.array(np.argsort(both.column("offset").to_numpy(), kind="stable")))
@@ -235,10 +223,15 @@ def _any_of(bad: np.ndarray, owner: np.ndarray, n: int) -> np.ndarray:
     return np.bincount(owner[bad], minlength=n) > 0
 
 
-def _bad_scores(record: Record) -> bool:
-    scores = record["scores"]
-    if scores is None:
-        return False
-    if len(scores) % 4 or not record["items"] or (len(scores) // 4) % len(record["items"]):
-        return True
-    return not bool(np.isfinite(np.frombuffer(scores, "<f4")).all())
+def _empty(texts: pa.StringArray) -> np.ndarray:
+    return pc.binary_length(texts).to_numpy() == 0
+
+
+def _bad_scores(scores: pa.BinaryArray, counts: np.ndarray) -> np.ndarray:
+    """Which records' scores are there and are no finite float32[items, heads]: bool[N]."""
+    sizes = pc.binary_length(scores).fill_null(0).to_numpy()
+    there = scores.is_valid().to_numpy(zero_copy_only=False)
+    bad = there & ((sizes % 4 != 0) | (counts == 0) | (sizes // 4 % np.maximum(counts, 1) != 0))
+    whole = np.flatnonzero(there & ~bad)
+    values = np.frombuffer(b"".join(scores.take(whole).to_pylist()), "<f4")
+    return bad | _any_of(~np.isfinite(values), np.repeat(whole, sizes[whole] // 4), counts.size)

@@ -54,7 +54,7 @@ class Copy:
         while True:
             chunk = reader.read(_AT_ONCE)
             self.unreadable += len(chunk.faults)
-            if not chunk.records and not chunk.faults:
+            if not len(chunk.records) and not chunk.faults:
                 return
             for record in chunk.records:
                 newest, place = max(newest, record["time_ms"]), place + 1

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from schemas.log_files import Chunk
 from schemas.logs import Reader
+from schemas.records import Records
 
 from .batches import EVENTS, Position, Span, empty_events
 from .decode import MAX_TIME_MS, Decoder, decode_chunk
@@ -87,7 +88,7 @@ class Stream:
         self._read_to = self.position.offset
         self._clock_ms = self.position.order_ms
         #: Read, but its records wait for those behind them.
-        self._held = Chunk([], np.zeros(0, np.int64), self._read_to)
+        self._held = Chunk(Records.of(self.decoder.topic), np.zeros(0, np.int64), self._read_to)
 
     @property
     def last_order(self) -> int:
@@ -102,7 +103,7 @@ class Stream:
     def refill(self, ended: bool) -> bool:
         """Read on; with ``ended`` nothing more will ever come. Returns whether anything new was read or judged."""
         chunk = self.reader.read(_READ_RECORDS)
-        moved = bool(chunk.records or chunk.faults) or chunk.next_offset > self._read_to
+        moved = bool(len(chunk.records) or chunk.faults) or chunk.next_offset > self._read_to
         self._read_to = chunk.next_offset
         self._look(moved or not self.reader.at_end)
         self.exhausted = ended and not moved
@@ -144,12 +145,12 @@ class Stream:
 
     def _judge(self, chunk: Chunk, witnesses: int) -> bool:
         """Make events of the records that have a verdict and hold the others; whether there were any of the former."""
-        times = np.array([record["time_ms"] for record in chunk.records], np.int64)
+        times = chunk.records.columns.longs("time_ms")
         possible = np.flatnonzero((times >= 0) & (times <= MAX_TIME_MS))
         verdicts, ahead = judge_times(times[possible], self._clock_ms, self.max_skew_ms, witnesses)
         cut = times.size if verdicts == possible.size else int(possible[verdicts])
         judged, self._held = _split(chunk, cut)
-        if not (judged.records or judged.faults):
+        if not (len(judged.records) or judged.faults):
             return False
         reasons: list[str | None] = [None] * cut
         for i in possible[:verdicts][ahead[:verdicts]].tolist():
@@ -177,7 +178,7 @@ def concat_events(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 def _joined(first: Chunk, then: Chunk) -> Chunk:
     return Chunk(
-        first.records + then.records,
+        Records.joined([first.records, then.records]),
         np.concatenate([first.offsets, then.offsets]),
         then.next_offset,
         first.faults + then.faults,

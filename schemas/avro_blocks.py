@@ -1,9 +1,9 @@
 """Avro object container files, block by block: what a log needs that a reader of whole files does not offer.
 
 Blocks are found by their framing (record count, size, bytes, sync marker), so that a reader can begin at any
-of them, knows each one's place in the file, and goes on behind a corrupt one. A block's records are decoded
-as one Avro array, which has the same encoding but for the count in front and the zero behind: the loop over
-records then runs in C.
+of them, knows each one's place in the file, and goes on behind a corrupt one. A block of another schema than
+the topic's present one is decoded as one Avro array, which has the same encoding but for the count in front and
+the zero behind: the loop over records then runs in C.
 
 Source: Apache Avro 1.12 specification, "Object Container Files".
 """
@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import fastavro
+import numpy as np
 import zstandard
 
-from schemas.avro import AvroError, Record, Schema
+from schemas.avro import AvroError, Record, Schema, load_schema, plain_schema
+from schemas.avro_kernels import find_records
+from schemas.avro_program import program_of
 from schemas.avro_resolution import check_resolution
+from schemas.records import Records
 
 SYNC_BYTES = 16
 FRAME_HEAD_BYTES = 20  # two varints of 64 bits
@@ -136,17 +140,18 @@ class BlockEncoder:
 
 
 class BlockDecoder:
-    """A file's blocks to records as the schema `reader` has them.
+    """A file's blocks to records of a topic's present schema.
 
     Raises:
-        AvroError: what the file's schema writes cannot be read with `reader`.
+        AvroError: what the file's schema writes cannot be read with that one.
     """
 
-    def __init__(self, header: Header, reader: Schema) -> None:
+    def __init__(self, header: Header, topic: str) -> None:
+        self._topic, reader = topic, load_schema(topic)
         self._decompress = _DECOMPRESS[header.codec]
         try:
             # Resolving a schema to itself costs time and gives the same.
-            same = _plain(header.writer) == _plain(reader)
+            same = plain_schema(header.writer) == plain_schema(reader)
             if not same:
                 check_resolution(header.writer, reader)
             self._writer = _array_of(header.writer)
@@ -156,19 +161,29 @@ class BlockDecoder:
             raise AvroError(f"written with a schema that cannot be read here: {error}") from None
         self._reader = None if same else _array_of(reader)
 
-    def decode(self, body: bytes, count: int) -> list[Record]:
+    def decode(self, body: bytes, count: int) -> Records:
         """Records of a block.
 
         Raises:
             AvroError: the bytes are not `count` records.
         """
         if not count:
-            return []
+            return Records.of(self._topic)
         try:
             plain = self._decompress(body)
+        except Exception as error:  # codecs raise whatever corrupt bytes lead them to
+            raise AvroError(f"{type(error).__name__}: {error}") from error
+        if self._reader is None and count <= len(plain):
+            data, starts = np.frombuffer(plain, np.uint8), np.empty(count + 1, np.int64)
+            if find_records(program_of(self._topic).code, data, starts):
+                return Records(self._topic, data, starts[:-1], starts[1:])
+        return Records.of(self._topic, self._resolved(plain, count))
+
+    def _resolved(self, plain: bytes, count: int) -> list[Record]:
+        try:
             stream = io.BytesIO(b"".join((_long(count), plain, b"\0")))
             records = fastavro.schemaless_reader(stream, self._writer, self._reader)
-        except Exception as error:  # fastavro and codecs raise whatever corrupt bytes lead them to
+        except Exception as error:  # fastavro raises whatever corrupt bytes lead it to
             raise AvroError(f"{type(error).__name__}: {error}") from error
         if stream.read(1) or len(records) != count:
             raise AvroError(f"its bytes are not the {count} records that it announces")
@@ -176,17 +191,7 @@ class BlockDecoder:
 
 
 def _array_of(schema: Schema) -> Schema:
-    return fastavro.parse_schema({"type": "array", "items": _plain(schema)})
-
-
-def _plain(schema: Schema) -> Schema:
-    """A schema as JSON has it, without what fastavro notes in it when parsing, and without logical types.
-
-    No schema of ours has any, but fastavro would make a date of a long wherever its writer says that it is one.
-    """
-    if isinstance(schema, dict):
-        return {key: _plain(value) for key, value in schema.items() if not key.startswith("__") and key != "logicalType"}
-    return [_plain(part) for part in schema] if isinstance(schema, list) else schema
+    return fastavro.parse_schema({"type": "array", "items": plain_schema(schema)})
 
 
 def _inflate(body: bytes) -> bytes:

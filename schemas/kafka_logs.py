@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
-from schemas.avro import AvroError, MessageDecoder, Record, Schema
+from schemas.avro import Schema
 from schemas.kafka_client import ANSWER_S, BrokerConsumer, client_settings
 from schemas.log_files import Chunk, Fault
 from schemas.log_segments import LogHoleError
+from schemas.messages import MessageDecoder
 from schemas.process import UserError
 
 log = logging.getLogger(__name__)
@@ -257,10 +258,16 @@ class KafkaReader:
                 raise UserError(
                     f"{where}: {missing} messages are missing, and none came for {_SILENCE_S:g} s: start the broker"
                 )
-        records: list[Record] = []
+        messages, offsets = self._take(max_records)
+        records, errors = self._decoder.decode_all(messages)
+        faults = [Fault(offsets[i], offsets[i] + 1, str(error), messages[i][:_RAW_LIMIT]) for i, error in errors.items()]
+        return Chunk(records, np.delete(np.array(offsets, np.int64), list(errors)), self._next, faults)
+
+    def _take(self, most: int) -> tuple[list[bytes], list[int]]:
+        """The next messages in the buffer, and their offsets."""
+        messages: list[bytes] = []
         offsets: list[int] = []
-        faults: list[Fault] = []
-        while self._buffer and len(records) + len(faults) < max_records:
+        while self._buffer and len(messages) < most:
             message = self._buffer.popleft()
             self._bytes -= len(message)
             offset = message.offset()
@@ -269,10 +276,6 @@ class KafkaReader:
                 self._bytes = 0
                 break
             self._next = offset + 1
-            value = message.value() or b""
-            try:
-                records.append(self._decoder.decode(value))
-                offsets.append(offset)
-            except AvroError as error:
-                faults.append(Fault(offset, self._next, str(error), value[:_RAW_LIMIT]))
-        return Chunk(records, np.array(offsets, np.int64), self._next, faults)
+            messages.append(message.value() or b"")
+            offsets.append(offset)
+        return messages, offsets

@@ -41,8 +41,10 @@ from schemas.log_segments import (
     strangers,
 )
 from schemas.process import UserError
+from schemas.records import Records
 
 _RAW_LIMIT = 64 << 10  # of a fault's bytes: enough to see what it was
+_READ_BYTES = 64 << 20
 _HEADER_LIMIT = 1 << 20
 _SEARCH_BYTES = 1 << 20
 _FIRST_BLOCK_RECORDS = 64  # before the size of records is known
@@ -65,7 +67,7 @@ class Fault:
 class Chunk:
     """Records with their offsets (int64[n]), what could not be read between them, and where to go on."""
 
-    records: list[Record]
+    records: Records
     offsets: NDArray[np.int64]
     next_offset: int
     faults: list[Fault] = field(default_factory=list)
@@ -184,7 +186,7 @@ class PartitionReader:
 
     def __init__(self, root: str | os.PathLike[str], topic: str, partition: int, offset: int = 0) -> None:
         self._folder = partition_folder(root, topic, partition)
-        self._schema = load_schema(topic)
+        self._topic = topic
         self._from = offset  # records of the first block may lie before it
         self._next = offset
         self._strangers_due = offset == 0
@@ -201,27 +203,28 @@ class PartitionReader:
         return 0 if last is None else last.end
 
     def read(self, max_records: int) -> Chunk:
-        """The next blocks, until they have `max_records` records or the log ends; new segments are seen.
+        """The next blocks, until they have `max_records` records, or 64 MiB, or the log ends; new segments are seen.
 
         Raises:
             LogHoleError: the partition does not hold the next offset; names the place and the remedy.
         """
         parts: list[Chunk] = []
-        count = 0
-        while count < max_records and (segment := self._current()) is not None:
+        count = size = 0
+        while count < max_records and size < _READ_BYTES and (segment := self._current()) is not None:
             with segment.path.open("rb") as file:
                 for part in self._parts(segment, file):
                     parts.append(part)
                     self._next = part.next_offset
                     count += len(part.records) + len(part.faults)
-                    if count >= max_records:
+                    size += part.records.data.size
+                    if count >= max_records or size >= _READ_BYTES:
                         break
         if parts and self._strangers_due:
             # With the first bytes that are read, so that who goes on behind those has been told, and is not again.
             parts.insert(0, self._strangers())
             self._strangers_due = False
         return Chunk(
-            [record for part in parts for record in part.records],
+            Records.joined([Records.of(self._topic), *(part.records for part in parts)]),
             np.concatenate([part.offsets for part in parts]) if parts else _no_offsets(),
             self._next,
             [fault for part in parts for fault in part.faults],
@@ -235,7 +238,7 @@ class PartitionReader:
     def _strangers(self) -> Chunk:
         """Files that no writer of ours has made, as faults of no bytes: their records are in no log."""
         faults = [Fault(0, 0, f"{name} {_STRANGER}", b"") for name in strangers(self._folder)]
-        return Chunk([], _no_offsets(), 0, faults)
+        return Chunk(Records.of(self._topic), _no_offsets(), 0, faults)
 
     def _current(self) -> Segment | None:
         """The segment that holds the next offset, if it is there yet."""
@@ -251,7 +254,7 @@ class PartitionReader:
         if self._header is None:
             try:
                 self._header = parse_header(file.read(_HEADER_LIMIT))
-                self._decoder = BlockDecoder(self._header, self._schema)
+                self._decoder = BlockDecoder(self._header, self._topic)
             except AvroError as error:
                 self._header = None
                 yield self._fault(segment, file, 0, self._end_of(segment), str(error))
@@ -274,7 +277,7 @@ class PartitionReader:
                 if end > self._from:
                     yield self._fault(segment, file, start, end, f"corrupt block at byte {start}: {error}")
         if self._next < segment.end:
-            yield Chunk([], _no_offsets(), segment.end)  # a segment without a block
+            yield Chunk(Records.of(self._topic), _no_offsets(), segment.end)  # a segment without a block
 
     def _decoded(self, segment: Segment, file: IO[bytes], frame: Frame, decoder: BlockDecoder) -> Chunk:
         file.seek(frame.body)
@@ -297,7 +300,7 @@ class PartitionReader:
         file.seek(start)
         raw = file.read(min(end - segment.base - start, _RAW_LIMIT))
         fault = Fault(segment.base + start, end, f"{segment.path.name}: {why}", raw)
-        return Chunk([], _no_offsets(), end, [fault])
+        return Chunk(Records.of(self._topic), _no_offsets(), end, [fault])
 
 
 def _no_offsets() -> NDArray[np.int64]:

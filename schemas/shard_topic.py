@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource
 
-from schemas.avro import AvroError, MessageDecoder, Record, encode_single
+from schemas.avro import AvroError, Record, encode_single
 from schemas.kafka_client import ANSWER_S, BrokerConsumer, client_log
 from schemas.kafka_logs import KafkaTopics
 from schemas.kafka_writer import FLUSH_S, Deliveries, producer_of
+from schemas.messages import MessageDecoder
 from schemas.process import UserError
 
 log = logging.getLogger(__name__)

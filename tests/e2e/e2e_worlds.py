@@ -52,7 +52,10 @@ def write_world(root, requests, partitions=1, days=2.0, users=300, config=CONFIG
 
 def records_of(root, topic, partition=0):
     """All records of a partition."""
-    return PartitionReader(root, topic, partition).read(10**9).records
+    reader, found = PartitionReader(root, topic, partition), []
+    while len(records := reader.read(10**9).records):
+        found += records
+    return found
 
 
 def copy_world(source, target, change):

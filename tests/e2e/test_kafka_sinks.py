@@ -16,8 +16,8 @@ from model.delta import Delta
 from pipelines import failures, replay, topic_sinks, train
 from pipelines.examples import Examples
 from pipelines.outputs import DeadLetter
-from schemas.avro import MessageDecoder
 from schemas.kafka_logs import KafkaTopics
+from schemas.messages import MessageDecoder
 from schemas.process import UserError
 from schemas.shard_topic import OutputTopic
 

@@ -11,9 +11,10 @@ from registry_server import RegistryServer
 
 from pipelines import replay, train
 from schemas import avro
-from schemas.avro import MessageDecoder, encode_confluent
+from schemas.avro import encode_confluent
 from schemas.kafka_logs import KafkaTopics
 from schemas.kafka_writer import create_topics
+from schemas.messages import MessageDecoder
 from schemas.process import UserError
 from schemas.schema_registry import SchemaRegistry
 

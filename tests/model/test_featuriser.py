@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -182,7 +183,7 @@ def test_packed_rows_unpack_to_themselves(given_rows: list[dict[str, Any]]):
         ids = FEATURISER.featurise(columns_of(given_rows), side)
         packed = FEATURISER.pack(ids)
         assert [len(row) for row in packed] == (8 * np.count_nonzero(ids, axis=1)).tolist()
-        unpacked, bad = FEATURISER.unpack(packed, side)
+        unpacked, bad = FEATURISER.unpack(pa.array(packed, pa.binary()), side)
         np.testing.assert_array_equal(unpacked, ids)
         assert unpacked.dtype == np.int64
         assert not bad.any()
@@ -224,7 +225,7 @@ def an_id(name: str, value: int) -> int:
 )  # fmt: skip
 def test_a_bad_row_is_marked_and_leaves_its_neighbours_alone(row: bytes):
     good = packed_ids(an_id("user", 7), an_id("groups", 1), an_id("groups", 2))
-    ids, bad = FEATURISER.unpack([good, row, good], "user")
+    ids, bad = FEATURISER.unpack(pa.array([good, row, good]), "user")
     assert bad.tolist() == [False, True, False]
     assert not ids[1].any()
     np.testing.assert_array_equal(ids[0], ids[2])
@@ -232,17 +233,17 @@ def test_a_bad_row_is_marked_and_leaves_its_neighbours_alone(row: bytes):
 
 
 def test_slots_that_a_row_lacks_are_padding():
-    ids, bad = FEATURISER.unpack([b""], "item")
+    ids, bad = FEATURISER.unpack(pa.array([b""]), "item")
     assert ids.tolist() == [[0] * CONFIG.item_width]
     assert not bad.any()
-    assert FEATURISER.unpack([], "item")[0].shape == (0, CONFIG.item_width)
+    assert FEATURISER.unpack(pa.array([], pa.binary()), "item")[0].shape == (0, CONFIG.item_width)
 
 
 def test_records_from_before_a_slot_was_appended_unpack():
     new = Slot("city", 900, "city", "user", "category", "string")
     grown = FeatureConfig("grown", (*CONFIG.slots, new), (Head("click", "click", 60.0),), CONFIG.model)
     old = FEATURISER.featurise(columns_of([{"user_id": 1, "groups": [2]}]), "user")
-    ids, bad = Featuriser(grown).unpack(FEATURISER.pack(old), "user")
+    ids, bad = Featuriser(grown).unpack(pa.array(FEATURISER.pack(old)), "user")
     assert not bad.any()
     np.testing.assert_array_equal(ids, np.append(old, [[0]], axis=1))
 

@@ -10,6 +10,7 @@ from pipelines.batches import Kind
 from pipelines.decode import RAW_LIMIT, ActionsDecoder, FeaturesDecoder, decode_chunk, row_keys
 from schemas.avro import encode_body
 from schemas.log_files import Chunk, Fault
+from schemas.records import Records
 
 NAN, INF = float("nan"), float("inf")
 
@@ -18,7 +19,8 @@ def decoded(records, topic="features", faults=(), reasons=None):
     """Event rows of records at the offsets 10, 20, ..."""
     decoder = FeaturesDecoder(CONFIG) if topic == "features" else ActionsDecoder(ACTIONS)
     offsets = np.arange(1, len(records) + 1, dtype=np.int64) * 10
-    events = decode_chunk(decoder, Chunk(records, offsets, 1000, list(faults)), 3, reasons or [None] * len(records))
+    chunk = Chunk(Records.of(topic, records), offsets, 1000, list(faults))
+    events = decode_chunk(decoder, chunk, 3, reasons or [None] * len(records))
     return events.to_pylist()
 
 

@@ -9,7 +9,8 @@ from pipelines import examples
 from pipelines.decode import row_keys
 from pipelines.examples import Examples
 from pipelines.learn import JoinAndLearn, LearnConfig
-from schemas.avro import MessageDecoder, encode_single
+from schemas.avro import encode_single
+from schemas.messages import MessageDecoder
 
 LEARN = LearnConfig(step=32, examples=True)
 COLUMNS = ("keys", "time_ms", "ids", "labels", "mask", "first")

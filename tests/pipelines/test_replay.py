@@ -31,7 +31,7 @@ def records(root: Path, topic: str, partition: int = 0) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     while (chunk := reader.read(10_000)).records:
         assert not chunk.faults
-        found += chunk.records
+        found += list(chunk.records)
     return found
 
 

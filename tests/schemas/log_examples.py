@@ -45,9 +45,9 @@ def read_all(root, offset=0, max_records=50):
         assert len(chunk.records) == len(chunk.offsets)
         assert chunk.offsets.dtype == np.int64
         assert chunk.next_offset >= at
-        if not chunk.records and not chunk.faults and chunk.next_offset == at:
+        if not len(chunk.records) and not chunk.faults and chunk.next_offset == at:
             return records, offsets, faults
-        records += chunk.records
+        records += list(chunk.records)
         offsets += chunk.offsets.tolist()
         faults += chunk.faults
         at = chunk.next_offset

@@ -12,13 +12,13 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from schemas.avro import (
     AvroError,
-    MessageDecoder,
     encode_body,
     encode_confluent,
     encode_single,
     load_schema,
     single_object_header,
 )
+from schemas.messages import MessageDecoder
 
 ACTION = {
     "request_id": "r1",

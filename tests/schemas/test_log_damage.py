@@ -139,18 +139,18 @@ def test_a_stranger_is_told_once_with_the_first_bytes_that_are_read(tmp_path, ca
         reader = PartitionReader(tmp_path, TOPIC, 0)
         for _ in range(3):
             chunk = reader.read(10)
-            assert (chunk.records, chunk.faults, chunk.next_offset) == ([], [], 0)
+            assert (list(chunk.records), chunk.faults, chunk.next_offset) == ([], [], 0)
     assert ["part-0.avro is no segment" in message for message in caplog.messages] == [True, True]
     path, *_ = write(tmp_path)
     path.write_bytes(first + path.read_bytes()[len(first) :])
     for waiting in (reader, PartitionReader(tmp_path, TOPIC, 0)):
         chunk = waiting.read(1)
         assert "part-0.avro is no segment" in chunk.faults[0].reason
-        assert (len(chunk.faults), bool(chunk.records)) == (2 if first else 1, not first)
+        assert (len(chunk.faults), len(chunk.records) > 0) == (2 if first else 1, not first)
         assert chunk.next_offset > 0
         for rest in (waiting, PartitionReader(tmp_path, TOPIC, 0, chunk.next_offset)):
             later = rest.read(10**6)
-            assert (later.records[-1], later.faults) == (RECORDS[-1], [])
+            assert (list(later.records)[-1], later.faults) == (RECORDS[-1], [])
 
 
 def test_raw_bytes_of_a_fault_are_capped(tmp_path):
