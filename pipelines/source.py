@@ -33,7 +33,6 @@ _stopping = threading.Event()
 _POOL_MOST = 8
 #: Once a process in a run without faults: a consumer, where the logs are topics.
 _connects = Metrics.counter("source", "consumer_connects")
-#: How long a reader waits for data before it lets the runner go on with other work.
 _WAIT_S = 0.2
 _POLL_S = 0.01
 
@@ -92,7 +91,7 @@ class LogsSource(UnboundedSource):
 
     def create_reader(self, options: object, checkpoint_mark: LogsMark | None) -> UnboundedReader:
         """A reader that goes on after the mark."""
-        return LogsReader(self, checkpoint_mark or LogsMark(self.positions, finished=False))
+        return LogsReader(self, checkpoint_mark)
 
     def get_checkpoint_mark_coder(self) -> Coder:
         return PickleCoder()
@@ -102,11 +101,17 @@ class LogsSource(UnboundedSource):
 
 
 class LogsReader(UnboundedReader):
-    """Hands out ``(shard key, encoded EventBatch)``."""
+    """Hands out ``(shard key, encoded EventBatch)``.
 
-    def __init__(self, source: LogsSource, mark: LogsMark) -> None:
-        self._source = source
-        self._mark = mark
+    Args:
+        source: what to read.
+        mark: where to go on; None: where the source starts.
+        wait_s: how long it waits for data before it lets the runner go on with other work.
+    """
+
+    def __init__(self, source: LogsSource, mark: LogsMark | None, wait_s: float = _WAIT_S) -> None:
+        mark = mark or LogsMark(source.positions, finished=False)
+        self._source, self._mark, self._wait_s = source, mark, wait_s
         self._logs: MergedLogs | None = None
         self._batch: EventBatch | None = None
         self._watermark_ms = -1
@@ -116,7 +121,7 @@ class LogsReader(UnboundedReader):
         return self.advance()
 
     def advance(self) -> bool:
-        """Wait a moment for the next batch."""
+        """The next batch, if it comes in time."""
         with noted():
             try:
                 return self._advance()
@@ -134,7 +139,7 @@ class LogsReader(UnboundedReader):
             return False
         if self._logs is None:
             self._logs = self._borrow()
-        deadline = time.monotonic() + _WAIT_S
+        deadline = time.monotonic() + self._wait_s
         while True:
             self._batch = self._logs.next(stop=_stopping.is_set())
             if self._batch is not None:

@@ -25,7 +25,6 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.coders import BytesCoder, StrUtf8Coder
-from apache_beam.io.unbounded_source import ReadFromUnboundedSource
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
@@ -34,7 +33,7 @@ from schemas.process import CommandParser, UserError, run_main, setup_logging
 from schemas.quiet import quiet_imports
 
 with quiet_imports():
-    from . import failures, flink, monitoring, sinks, source, topic_sinks
+    from . import failures, flink, monitoring, read, sinks, source, topic_sinks
     from .command_line import has_savepoint, pipeline_options
     from .compatibility import check_configuration, record_configuration
     from .counts import MEANINGS, Counts
@@ -43,6 +42,7 @@ with quiet_imports():
     from .learn import JoinAndLearn
     from .options import LOCAL_RUNNER, TrainConfig, TrainOptions
     from .outputs import DEAD_LETTERS, DELTAS, EXAMPLES, METRICS, PREDICTIONS, SNAPSHOTS, Metrics, Outputs, SnapshotRef
+    from .read import ReadLogs
     from .shard import Shard, ShardCounts, forget, shard_of
     from .source import LogsSource
     from .state_files import Lease, StateFiles
@@ -55,7 +55,7 @@ TAGS = (METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS, EXAMPLES)
 #: Between two looks at whether a job elsewhere has come to the end.
 _POLL_S = 0.5
 #: Modules that remember something of a run in this process; each has a ``reset``.
-STATEFUL = (source, sinks, topic_sinks, failures, monitoring)
+STATEFUL = (source, read, sinks, topic_sinks, failures, monitoring)
 
 
 class BeamState:
@@ -185,13 +185,9 @@ class JoinAndLearnLogs(beam.PTransform):
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.DoOutputsTuple:
         config = self._config
-        # The local runner hands a bundle on only when it ends: short bundles for freshness, and for bounded memory.
-        # Elsewhere every end of a bundle is a self-checkpoint, which Beam's Java side before 2.76 keeps something of.
-        read = {"max_records_per_bundle": 32, "max_read_time_seconds": 0.5} if config.local else {"max_read_time_seconds": 10.0}
         return (
             begin
-            | "Read both logs by event time" >> ReadFromUnboundedSource(logs_source(config), poll_interval=0.05, **read)
-            | "Key by shard" >> beam.Map(lambda pair: pair).with_output_types(tuple[bytes, bytes])
+            | "Read both logs by event time" >> ReadLogs(logs_source(config), config.local)
             | "Join and learn" >> beam.ParDo(JoinAndLearnFn(config)).with_outputs(*TAGS)
         )
 
@@ -280,6 +276,7 @@ def _run(options: PipelineOptions, config: TrainConfig) -> None:
     finally:
         signal.signal(signal.SIGTERM, previous)
         source.reset()
+        read.reset()
         topic_sinks.reset()
         monitoring.reset()
         forget(config.state_dir)

@@ -7,9 +7,7 @@ everything should be as large as it gets. From then on, over the second half of 
 
 - the resident memory of the Python worker may not be more than it was at most in the first half, but for an allocator's leeway;
 - what lives on the task manager's heap after a collection may not grow either. Byte arrays, in which batches wait for a
-  checkpoint, come and go: of them the least of each half counts, of all other objects the most. Beam's Java side
-  keeps a little of each self-checkpoint of a Python source (Beam #27648, fixed in 2.76): that is within the leeway, and the
-  classes that grew are named;
+  checkpoint, come and go: of them the least of each half counts, of all other objects the most. Classes that grew are named;
 - nothing is restored.
 
 Exit status 1 says that one of these does not hold. The JSON line at the end has the figures.
