@@ -106,8 +106,9 @@ class ReadFn(beam.DoFn):
             while read < _MOST and reader.advance():
                 yield reader.get_current()
                 read += 1
-            if read:
-                mark.write(coder.encode(reader.get_checkpoint_mark()))
+            # Where nothing has come yet, too: it names what has been opened for the read that follows.
+            if (now := coder.encode(reader.get_checkpoint_mark())) != written:
+                mark.write(now)
         finally:
             reader.close()
             rest.begin()

@@ -8,6 +8,7 @@ from small_logs import ACTIONS, CONFIG, batches_of, rows_of, write_world
 
 from pipelines import read, source
 from pipelines.batches import EventBatch, Final
+from pipelines.merge import MergedLogs
 from pipelines.source import LogsSource, shard_key
 from schemas.logs import FileLogs
 
@@ -84,6 +85,17 @@ def test_each_read_goes_on_where_the_last_one_ended(logs, tmp_path, monkeypatch)
     assert reads > 3
     assert told(found) == told(batches_of(tmp_path))
     assert at_impulse(logs, cell) == []
+
+
+def test_the_logs_are_opened_once_whether_they_bring_something_or_not(logs, monkeypatch):
+    monkeypatch.setattr(read, "_REST_S", 0.0)
+    opened, cell, there = [], Cell(), MergedLogs.next
+    monkeypatch.setattr(FileLogs, "open", lambda self, follow: opened.append(self) or self)
+    monkeypatch.setattr(MergedLogs, "next", lambda self, stop: None)  # as where a broker is slow
+    assert [at_impulse(logs, cell) for _ in range(3)] == [[], [], []]
+    monkeypatch.setattr(MergedLogs, "next", there)
+    assert at_impulse(logs, cell)
+    assert len(opened) == 1
 
 
 def test_what_a_failed_bundle_read_is_read_again(logs, monkeypatch):
