@@ -30,7 +30,7 @@ _IMPULSE_MS = 50
 _MOST = 8
 #: How long impulses are let go after a read. It begins with the first of them, behind whatever the step has kept the runner
 #: waiting: those that gathered meanwhile are gone before the next read, and no checkpoint waits behind a queue of them.
-_REST_S = 0.02
+_REST_S = 0.04
 
 
 class ReadLogs(beam.PTransform):

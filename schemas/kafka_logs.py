@@ -168,14 +168,15 @@ class KafkaLogs:
         """Leave the cluster."""
         self._consumer.close()
 
-    def poll(self, seconds: float) -> None:
-        """Put what has come into the buffers of its partitions.
+    def poll(self, seconds: float) -> bool:
+        """Put what has come into the buffers of its partitions; whether anything has.
 
         Raises:
             LogHoleError: an offset is not there any more.
             UserError: the broker refuses for good.
         """
-        for message in self._consumer.consume(_AT_ONCE, timeout=seconds):
+        messages = self._consumer.consume(_AT_ONCE, timeout=seconds)
+        for message in messages:
             error = message.error()
             if error is None:
                 self._readers[message.topic(), message.partition()].put(message)
@@ -192,6 +193,7 @@ class KafkaLogs:
                 log.warning("the broker stumbles", extra={"topic": message.topic(), "reason": error.str()})
         for reader in self._readers.values():
             reader.hold_back(self._consumer)
+        return bool(messages)
 
     def _count(self, topic: str) -> int:
         name = self._place.prefix + topic
@@ -248,7 +250,8 @@ class KafkaReader:
             LogHoleError: the broker does not hold the next offset any more.
             UserError: the broker refuses for good.
         """
-        self._logs.poll(0.0)
+        while self._logs.poll(0.0) and not self._buffer:
+            pass  # the client has one queue, in which thousands of other partitions' messages may stand before ours
         deadline = time.monotonic() + _SILENCE_S
         while not self._buffer and self._end is not None and max(self._next, self._reached) < self._end:
             self._logs.poll(_POLL_S)
