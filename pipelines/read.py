@@ -25,12 +25,12 @@ from .source import LogsReader, LogsSource, shard_key
 
 #: The local runner hands a bundle on only when it ends: short bundles for freshness, and for bounded memory.
 _LOCAL = {"max_records_per_bundle": 32, "max_read_time_seconds": 0.5}
-_IMPULSE_MS = 50
+_IMPULSE_MS = 100
 #: Batches that are read at an impulse: a checkpoint waits until the step behind has taken them all.
 _MOST = 8
 #: How long impulses are let go after a read. It begins with the first of them, behind whatever the step has kept the runner
 #: waiting: those that gathered meanwhile are gone before the next read, and no checkpoint waits behind a queue of them.
-_REST_S = 0.04
+_REST_S = 0.1
 
 
 class ReadLogs(beam.PTransform):
