@@ -4,6 +4,7 @@ TensorFlow and Beam take eight seconds of a core to import: half of what a job n
 fork server of `multiprocessing` imports them when the pool starts; nothing there has begun a thread that a child would miss.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -82,6 +83,8 @@ def _run(target: Callable[[], None], environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
     # Beam samples what a bundle is at, and the end of each waits for the next look: up to a fifth of a second.
     statesampler.StateSampler = partial(statesampler.StateSampler, sampling_period_ms=_SAMPLING_MS)
+    # What has been imported stays: to look for garbage among a million objects takes most of a second, again and again.
+    gc.freeze()
     target()
 
 

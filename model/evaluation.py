@@ -11,10 +11,30 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 _LIMIT = 15.0  # logits beyond it share the outermost bins
 _BINS = 30_000
 _GRAINS = 1024.0  # to which places in a bin are rounded: their sums are exact then, in whatever order they are merged
+
+
+@njit(nogil=True, cache=True)
+def _count(logits, labels, weight, positives, negatives, positive_places, negative_places, sums):  # type: ignore[no-untyped-def]
+    for i in range(logits.size):
+        z, y = np.float64(logits[i]), np.float64(labels[i])
+        w = np.float64(weight[i]) if weight.size else 1.0
+        at = min(max((z + _LIMIT) * (_BINS / (2 * _LIMIT)), 0.0), _BINS - 1e-9)
+        bin = np.int64(at)
+        place = np.round((at - bin - 0.5) * _GRAINS) / _GRAINS
+        positives[bin] += w * y
+        negatives[bin] += w * (1 - y)
+        positive_places[bin] += w * y * place
+        negative_places[bin] += w * (1 - y) * place
+        softplus = max(z, 0.0) + np.log1p(np.exp(-abs(z)))  # log(1 + e^z), which neither overflows nor loses digits
+        sums[0] += w
+        sums[1] += w * y
+        sums[2] += w * (softplus - y * z)
+        sums[3] += w * np.exp(z - softplus)
 
 
 class Progressive:
@@ -51,20 +71,9 @@ class Progressive:
         """
         if not np.isfinite(logits).all():
             raise ValueError("a logit that is not finite: leave such predictions out")
-        z = logits.astype(np.float64)
-        w = np.ones_like(z) if weight is None else weight.astype(np.float64)
-        at = np.clip((z + _LIMIT) * (_BINS / (2 * _LIMIT)), 0, _BINS - 1e-9)
-        bins = at.astype(np.int64)
-        places = np.round((at - bins - 0.5) * _GRAINS) / _GRAINS
-        # Not bincount: a step has a hundred predictions, and its result would have a bin for each of 30,000.
-        np.add.at(self._positives, bins, w * labels)
-        np.add.at(self._negatives, bins, w * (1 - labels))
-        np.add.at(self._positive_places, bins, w * labels * places)
-        np.add.at(self._negative_places, bins, w * (1 - labels) * places)
-        # log(1 + e^z) - y z, which neither overflows nor loses digits.
-        softplus = np.logaddexp(0.0, z)
-        loss = softplus - labels * z
-        self._sums += (w.sum(), (w * labels).sum(), (w * loss).sum(), (w * np.exp(z - softplus)).sum())
+        each = np.zeros(0, np.float32) if weight is None else np.ascontiguousarray(weight, np.float32)
+        counted = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(labels, np.float32), each
+        _count(*counted, *self._histograms(), self._sums)
 
     def merge(self, other: Progressive) -> None:
         """Add another's examples."""

@@ -290,7 +290,7 @@ class JoinAndLearn:
 
     def _remember(self, batch: EventBatch, taken: np.ndarray, ids: np.ndarray) -> None:
         """Keep the newest features of users and videos for the exported catalogue."""
-        rows = batch.events.filter(pa.array(taken))
+        rows = batch.events.select(["user_id", "item_id", "time_ms"]).filter(pa.array(taken))
         users = self.config.user_width
         self.catalogue.update(
             rows.column("user_id").to_numpy(zero_copy_only=False), ids[:, :users],

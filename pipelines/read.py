@@ -1,15 +1,16 @@
-"""How a runner reads the source of both logs: as Beam's unbounded source, or, on Flink, at each of Flink's own impulses.
+"""How a runner drives the source and the step: as Beam's unbounded source before a DoFn, or, on Flink, both at impulses.
 
 Beam reads an unbounded source as a splittable DoFn. On Flink what that puts out stays in the task manager until its bundle
 ends, and the end of a bundle is a self-checkpoint, of which Beam's Java side before 2.76 keeps 60 KB for ever (Beam #27648):
 bundles would have to be short for fresh parameters, and long for a heap that lasts. Flink's impulses have no such price. At
-them the source's reader takes what is there, and the mark where the next goes on is a Beam state, of the checkpoint's moment
-like all others. Beam's own impulse would not do, nor a timer: its watermark ends at once, and with it the window that state
-belongs to.
+them the source's reader takes what is there, the step learns it at once, where it is, and the mark where the next reader goes
+on is a Beam state like the step's own: nothing is ever between the two for a checkpoint to wait for, or to keep. Beam's own
+impulse would not do, nor a timer: its watermark ends at once, and with it the window that state belongs to.
 """
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -22,93 +23,128 @@ from apache_beam.io.unbounded_source import ReadFromUnboundedSource
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 
 from .source import LogsReader, LogsSource, shard_key
+from .step_fn import TAGS, JoinAndLearnFn
 
 #: The local runner hands a bundle on only when it ends: short bundles for freshness, and for bounded memory.
 _LOCAL = {"max_records_per_bundle": 32, "max_read_time_seconds": 0.5}
-_IMPULSE_MS = 100
-#: Batches that are read at an impulse: a checkpoint waits until the step behind has taken them all.
-_MOST = 8
-#: How long impulses are let go after a read. It begins with the first of them, behind whatever the step has kept the runner
-#: waiting: those that gathered meanwhile are gone before the next read, and no checkpoint waits behind a queue of them.
-_REST_S = 0.1
+_IMPULSE_S = 0.1
+#: How long batches are read and learned at an impulse: what they put out leaves only then, and a checkpoint waits for it.
+_MOST_S = 1.0
+#: An impulse that is older than this when there is time for it has gathered.
+_FRESH_S = 0.15
+_LET_GO_S = 0.2
+_TIME = "d"  # of `struct`
 
 
-class ReadLogs(beam.PTransform):
-    """``(shard key, encoded EventBatch)`` of both logs, by event time.
+class JoinAndLearnLogs(beam.PTransform):
+    """Both logs to the step's tagged outputs.
 
     Args:
         source: what to read.
+        step: takes ``(shard key, encoded EventBatch)`` by event time.
         local: whether Beam's local runner reads it, not Flink.
     """
 
-    def __init__(self, source: LogsSource, local: bool) -> None:
+    def __init__(self, source: LogsSource, step: JoinAndLearnFn, local: bool) -> None:
         super().__init__()
-        self._source, self._local = source, local
+        self._source, self._step, self._local = source, step, local
 
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.PCollection:
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.DoOutputsTuple:
         if self._local:
-            read = begin | "Read" >> ReadFromUnboundedSource(self._source, poll_interval=0.05, **_LOCAL)
-            return read | "Key by shard" >> beam.Map(lambda pair: pair).with_output_types(tuple[bytes, bytes])
+            batches = (
+                begin
+                | "Read both logs by event time" >> ReadFromUnboundedSource(self._source, poll_interval=0.05, **_LOCAL)
+                | "Key by shard" >> beam.Map(lambda pair: pair).with_output_types(tuple[bytes, bytes])
+            )
+            return batches | "Join and learn" >> beam.ParDo(self._step).with_outputs(*TAGS)
         key = shard_key(self._source.shard)
         return (
             begin
-            | "Impulses" >> FlinkStreamingImpulseSource().set_interval_ms(_IMPULSE_MS)
-            | "Key by shard" >> beam.Map(lambda _: (key, b"")).with_output_types(tuple[bytes, bytes])
-            | "Read" >> beam.ParDo(ReadFn(self._source)).with_output_types(tuple[bytes, bytes])
+            | "Impulses" >> FlinkStreamingImpulseSource().set_interval_ms(int(1000 * _IMPULSE_S))
+            | "Key by shard" >> beam.Map(_stamped, key).with_output_types(tuple[bytes, bytes])
+            | "Read both logs by event time, join and learn"
+            >> beam.ParDo(ReadAndLearnFn(self._source, self._step)).with_outputs(*TAGS)
         )
 
 
-class Rest:
-    """Says which impulses to read at: the process's one of a source, as Beam has several instances of a DoFn in turn."""
+def _stamped(impulse: bytes, key: bytes) -> tuple[bytes, bytes]:
+    return key, struct.pack(_TIME, time.time())
+
+
+class Impulses:
+    """Says which impulses to work at: the process's one of a source, as Beam has several instances of a DoFn in turn.
+
+    While one is worked at, others gather. Those are let go, so that no checkpoint waits behind a queue of them.
+    """
 
     def __init__(self) -> None:
+        self._ended_s = 0.0
         self._until: float | None = 0.0
 
-    def over(self) -> bool:
-        """Whether to read at the impulse that has come."""
+    def due(self, made_s: float) -> bool:
+        """Whether to work at the impulse that has come.
+
+        Args:
+            made_s: when it passed the runner's first step. Should the clock there be behind ours, impulses seem old that are
+                not: each time they are let go for a moment only.
+        """
+        if made_s >= self._ended_s - _FRESH_S:
+            return True
         now = time.monotonic()
         if self._until is None:
-            self._until = now + _REST_S
+            self._until = now + _LET_GO_S
         return now >= self._until
 
-    def begin(self) -> None:
-        """A read has ended."""
-        self._until = None
+    def worked(self) -> None:
+        """The one that was due has been worked at."""
+        self._ended_s, self._until = time.time(), None
 
 
-_rests: dict[LogsSource, Rest] = {}
-_rests_lock = threading.Lock()
+_impulses: dict[LogsSource, Impulses] = {}
+_impulses_lock = threading.Lock()
 
 
 def reset() -> None:
     """Forget what was read in this process, before a new run in it."""
-    with _rests_lock:
-        _rests.clear()
+    with _impulses_lock:
+        _impulses.clear()
 
 
-class ReadFn(beam.DoFn):
-    """Reads a source at impulses, from where it was left."""
+class ReadAndLearnFn(beam.DoFn):
+    """Reads a source at impulses, from where it was left, and hands each batch to the step."""
 
     MARK = ReadModifyWriteStateSpec("mark", BytesCoder())
+    VERSION, BASE, INPUTS = JoinAndLearnFn.VERSION, JoinAndLearnFn.BASE, JoinAndLearnFn.INPUTS
 
-    def __init__(self, source: LogsSource) -> None:
-        self._source = source
+    def __init__(self, source: LogsSource, step: JoinAndLearnFn) -> None:
+        self._source, self._step = source, step
 
-    def process(self, element: tuple[bytes, bytes], mark: Any = beam.DoFn.StateParam(MARK)) -> Iterator[tuple[bytes, bytes]]:
-        with _rests_lock:
-            rest = _rests.setdefault(self._source, Rest())
-        if not rest.over():
+    def setup(self) -> None:
+        self._step.setup()
+
+    def process(
+        self,
+        element: tuple[bytes, bytes],
+        mark: Any = beam.DoFn.StateParam(MARK),
+        version: Any = beam.DoFn.StateParam(VERSION),
+        base: Any = beam.DoFn.StateParam(BASE),
+        inputs: Any = beam.DoFn.StateParam(INPUTS),
+    ) -> Iterator[Any]:
+        with _impulses_lock:
+            impulses = _impulses.setdefault(self._source, Impulses())
+        if not impulses.due(struct.unpack(_TIME, element[1])[0]):
             return
+        began = time.monotonic()
         coder, written = self._source.get_checkpoint_mark_coder(), mark.read()
         reader = LogsReader(self._source, coder.decode(written) if written else None, wait_s=0.0)
         try:
-            read = 0
-            while read < _MOST and reader.advance():
-                yield reader.get_current()
-                read += 1
+            while reader.advance():
+                yield from self._step.process(reader.get_current(), version, base, inputs)
+                if time.monotonic() >= began + _MOST_S:
+                    break
             # Where nothing has come yet, too: it names what has been opened for the read that follows.
             if (now := coder.encode(reader.get_checkpoint_mark())) != written:
                 mark.write(now)
         finally:
             reader.close()
-            rest.begin()
+            impulses.worked()

@@ -23,9 +23,10 @@ from . import monitoring
 from .batches import EventBatch, Position
 from .failures import noted
 from .merge import MergedLogs
+from .read_ahead import ReadAhead
 
 _PoolKey = tuple["LogsSource", tuple[tuple[str, Position], ...]]
-_pool: dict[_PoolKey, MergedLogs] = {}
+_pool: dict[_PoolKey, ReadAhead] = {}
 _pool_lock = threading.Lock()
 _stopping = threading.Event()
 
@@ -112,7 +113,7 @@ class LogsReader(UnboundedReader):
     def __init__(self, source: LogsSource, mark: LogsMark | None, wait_s: float = _WAIT_S) -> None:
         mark = mark or LogsMark(source.positions, finished=False)
         self._source, self._mark, self._wait_s = source, mark, wait_s
-        self._logs: MergedLogs | None = None
+        self._logs: ReadAhead | None = None
         self._batch: EventBatch | None = None
         self._watermark_ms = -1
         self._finished = mark.finished
@@ -190,7 +191,7 @@ class LogsReader(UnboundedReader):
     def _timestamp(self) -> Timestamp:
         return Timestamp(micros=self._watermark_ms * 1000) if self._watermark_ms >= 0 else MIN_TIMESTAMP
 
-    def _borrow(self) -> MergedLogs:
+    def _borrow(self) -> ReadAhead:
         with _pool_lock:
             logs = _pool.pop((self._source, self._mark.positions), None)
         if logs is not None:
@@ -200,14 +201,14 @@ class LogsReader(UnboundedReader):
         _connects.inc()
         monitoring.of_process().consumer_connects.inc()
         try:
-            return self._merged(opened)
+            return self._ahead(opened)
         except BaseException:
             opened.close()
             raise
 
-    def _merged(self, opened: Logs) -> MergedLogs:
+    def _ahead(self, opened: Logs) -> ReadAhead:
         source = self._source
-        return MergedLogs(
+        merged = MergedLogs(
             opened,
             source.config,
             source.actions,
@@ -219,6 +220,7 @@ class LogsReader(UnboundedReader):
             idle_s=source.idle_s,
             sync_interval_s=source.sync_interval_s,
         )
+        return ReadAhead(merged)
 
 
 def shard_key(shard: int) -> bytes:

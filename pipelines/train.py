@@ -18,16 +18,11 @@ import argparse
 import logging
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
 from types import FrameType
-from typing import Any
 
 import apache_beam as beam
-from apache_beam.coders import BytesCoder, StrUtf8Coder
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
 
 from schemas.process import CommandParser, UserError, run_main, setup_logging
 from schemas.quiet import quiet_imports
@@ -36,128 +31,22 @@ with quiet_imports():
     from . import failures, flink, monitoring, read, sinks, source, topic_sinks
     from .command_line import has_savepoint, pipeline_options
     from .compatibility import check_configuration, record_configuration
-    from .counts import MEANINGS, Counts
-    from .failures import noted
     from .join import Join
-    from .learn import JoinAndLearn
     from .options import LOCAL_RUNNER, TrainConfig, TrainOptions
-    from .outputs import DEAD_LETTERS, DELTAS, EXAMPLES, METRICS, PREDICTIONS, SNAPSHOTS, Metrics, Outputs, SnapshotRef
-    from .read import ReadLogs
-    from .shard import Shard, ShardCounts, forget, shard_of
+    from .outputs import DEAD_LETTERS, DELTAS, EXAMPLES, METRICS, PREDICTIONS, SNAPSHOTS
+    from .read import JoinAndLearnLogs
+    from .shard import forget
     from .source import LogsSource
     from .state_files import Lease, StateFiles
-    from .step import Version
+    from .step_fn import JoinAndLearnFn, train_shard
     from .watch import ProgressDisplay
 
 log = logging.getLogger(__name__)
 
-TAGS = (METRICS, DELTAS, SNAPSHOTS, DEAD_LETTERS, PREDICTIONS, EXAMPLES)
 #: Between two looks at whether a job elsewhere has come to the end.
 _POLL_S = 0.5
 #: Modules that remember something of a run in this process; each has a ``reset``.
 STATEFUL = (source, read, sinks, topic_sinks, failures, monitoring)
-
-
-class BeamState:
-    """A shard's durable part in Beam state cells; a :class:`pipelines.step.Durable`."""
-
-    def __init__(self, version: Any, base: Any, inputs: Any) -> None:
-        self._version, self._base, self._inputs = version, base, inputs
-
-    def version(self) -> Version | None:
-        text = self._version.read()
-        if not text:
-            return None
-        applied, _, token = text.partition(":")
-        return Version(int(applied), token)
-
-    def base(self) -> str | None:
-        return self._base.read() or None
-
-    def inputs(self) -> list[bytes]:
-        return list(self._inputs.read())
-
-    def append(self, version: Version, payload: bytes) -> None:
-        self._inputs.add(payload)
-        self._version.write(f"{version.applied}:{version.token}")
-
-    def rebase(self, version: Version, base: str, later: Sequence[bytes]) -> None:
-        self._inputs.clear()
-        for payload in later:
-            self._inputs.add(payload)
-        self._base.write(base)
-        self._version.write(f"{version.applied}:{version.token}")
-
-
-class JoinAndLearnFn(beam.DoFn):
-    """Hands each batch to the shard it is for, and the shard's outputs to their tags."""
-
-    VERSION = ReadModifyWriteStateSpec("version", StrUtf8Coder())
-    BASE = ReadModifyWriteStateSpec("base", StrUtf8Coder())
-    INPUTS = BagStateSpec("inputs", BytesCoder())
-
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
-        counter = beam.metrics.Metrics.counter
-        self._batches = counter("train", "batches")
-        self._counters = {name: counter("train", name) for name in (*MEANINGS, *asdict(ShardCounts()))}
-
-    def process(
-        self,
-        element: tuple[bytes, bytes],
-        version: Any = beam.DoFn.StateParam(VERSION),
-        base: Any = beam.DoFn.StateParam(BASE),
-        inputs: Any = beam.DoFn.StateParam(INPUTS),
-    ) -> Iterator[Any]:
-        number = int(element[0].rpartition(b"-")[2])
-        if self._config.metrics is not None:
-            monitoring.serve_when_free(self._config.metrics)
-        shard = train_shard(self._config, number)
-        before = asdict(shard.counts)
-        state = BeamState(version, base, inputs)
-        with noted():
-            outputs = shard.process(state, element[1])
-        yield from self._tagged(outputs, number, shard.version.applied)
-        # The outputs are in their sinks: from here on they need not be put out again.
-        with noted():
-            manifest = shard.settle(state)
-        self._count(number, outputs.counts, {name: now - before[name] for name, now in asdict(shard.counts).items()})
-        if manifest is not None and manifest.publishable:
-            yield beam.pvalue.TaggedOutput(SNAPSHOTS, SnapshotRef(self._config.state_dir, number, manifest.name))
-
-    def _count(self, shard: int, counts: Counts, faults: dict[str, int]) -> None:
-        self._batches.inc()
-        for name, more in (asdict(counts) | faults).items():
-            self._counters[name].inc(more)
-        monitoring.of_process().shard(shard).counted(counts, faults)
-
-    def _tagged(self, outputs: Outputs, shard: int, applied: int) -> Iterator[beam.pvalue.TaggedOutput]:
-        if outputs.metrics is not None:
-            yield beam.pvalue.TaggedOutput(METRICS, Metrics(shard, outputs.metrics))
-        for delta in outputs.deltas:
-            yield beam.pvalue.TaggedOutput(DELTAS, delta)
-        if outputs.dead_letters:
-            yield beam.pvalue.TaggedOutput(DEAD_LETTERS, (shard, outputs.dead_letters))
-        if outputs.examples:
-            yield beam.pvalue.TaggedOutput(EXAMPLES, (shard, outputs.examples))
-        if self._config.predictions_dir:
-            # An empty part, too: it takes the place of what an earlier attempt may have put there.
-            yield beam.pvalue.TaggedOutput(PREDICTIONS, (shard, applied, outputs.predictions))
-
-
-def train_shard(config: TrainConfig, number: int) -> Shard[Outputs]:
-    """This process's shard of the job that owns ``config.state_dir``."""
-
-    def make() -> Shard[Outputs]:
-        learn, monitor = replace(config.learn, shard=number), monitoring.of_process().shard(number)
-        return Shard(
-            lambda: JoinAndLearn(config.features, learn, monitor),
-            StateFiles(config.state_dir, number),
-            config.shard,
-            on_snapshot=monitor.wrote,
-        )
-
-    return shard_of(config.state_dir, "join-and-learn", number, make)
 
 
 def logs_source(config: TrainConfig) -> LogsSource:
@@ -176,25 +65,9 @@ def logs_source(config: TrainConfig) -> LogsSource:
     )
 
 
-class JoinAndLearnLogs(beam.PTransform):
-    """Both logs to the step's tagged outputs."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__()
-        self._config = config
-
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.pvalue.DoOutputsTuple:
-        config = self._config
-        return (
-            begin
-            | "Read both logs by event time" >> ReadLogs(logs_source(config), config.local)
-            | "Join and learn" >> beam.ParDo(JoinAndLearnFn(config)).with_outputs(*TAGS)
-        )
-
-
 def build_pipeline(pipeline: beam.Pipeline, config: TrainConfig) -> beam.pvalue.DoOutputsTuple:
     """The whole job; returns the step's outputs, so that a test can look at them."""
-    outputs = pipeline | JoinAndLearnLogs(config)
+    outputs = pipeline | JoinAndLearnLogs(logs_source(config), JoinAndLearnFn(config), config.local)
     letters = (
         topic_sinks.WriteDeadLettersToTopic(config.topics.dead_letters)
         if config.topics.dead_letters

@@ -1,7 +1,10 @@
-"""Reading at impulses, as on Flink: every event once and in order, wherever the reads are cut."""
+"""Reading and learning at impulses, as on Flink: every event once and in order, wherever the reads are cut."""
 
-import types
+import math
+import struct
+from itertools import pairwise
 
+import numpy as np
 import pytest
 from apache_beam.coders import BytesCoder
 from small_logs import ACTIONS, CONFIG, batches_of, rows_of, write_world
@@ -28,12 +31,29 @@ class Cell:
         self.value = BytesCoder().decode(BytesCoder().encode(value))
 
 
+class Step:
+    """One that hands back what it is given."""
+
+    def __init__(self):
+        self.cells = []
+
+    def process(self, element, *cells):
+        self.cells.append(cells)
+        yield element
+
+
 class Clock:
+    """Both of the process's clocks, which stand still unless they are moved."""
+
     def __init__(self):
         self.now = 1000.0
+        self.ahead = 1e9
 
     def monotonic(self):
         return self.now
+
+    def time(self):
+        return self.now + self.ahead
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +68,7 @@ def clean():
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(read, "time", types.SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(read, "time", clock)
     return clock
 
 
@@ -61,9 +81,16 @@ def logs(tmp_path):
     )  # fmt: skip
 
 
-def at_impulse(source, cell):
-    """What an instance of its own reads at an impulse: batches of the shard."""
-    parts = list(read.ReadFn(source).process((shard_key(0), b""), mark=cell))
+def process(source, cell, made_s=math.inf, step=None):
+    """What an instance of its own hands on at an impulse that was made then."""
+    return read.ReadAndLearnFn(source, step or Step()).process(
+        (shard_key(0), struct.pack(read._TIME, made_s)), mark=cell, version="version", base="base", inputs="inputs"
+    )
+
+
+def at_impulse(source, cell, made_s=math.inf):
+    """The batches of it."""
+    parts = list(process(source, cell, made_s))
     assert {key for key, _ in parts} <= {shard_key(0)}
     return [EventBatch.decode(payload) for _, payload in parts]
 
@@ -73,13 +100,13 @@ def told(batches):
 
 
 def test_each_read_goes_on_where_the_last_one_ended(logs, tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "_REST_S", 0.0)
+    monkeypatch.setattr(read, "_MOST_S", 0.0)
     cell, found, reads = Cell(), [], 0
     while not found or found[-1].final is not Final.END:
         if reads % 2:
             source.reset()  # as in another process: nothing is known but the mark
         part = at_impulse(logs, cell)
-        assert 0 < len(part) <= read._MOST
+        assert len(part) == 1
         found += part
         reads += 1
     assert reads > 3
@@ -87,8 +114,18 @@ def test_each_read_goes_on_where_the_last_one_ended(logs, tmp_path, monkeypatch)
     assert at_impulse(logs, cell) == []
 
 
+def test_batches_are_learned_until_the_time_is_over(logs, clock):
+    class Slow(Step):
+        def process(self, element, *cells):
+            clock.now += read._MOST_S / 2.5
+            yield from super().process(element, *cells)
+
+    step, cell = Slow(), Cell()
+    assert len(list(process(logs, cell, step=step))) == 3
+    assert step.cells == 3 * [("version", "base", "inputs")]
+
+
 def test_the_logs_are_opened_once_whether_they_bring_something_or_not(logs, monkeypatch):
-    monkeypatch.setattr(read, "_REST_S", 0.0)
     opened, cell, there = [], Cell(), MergedLogs.next
     monkeypatch.setattr(FileLogs, "open", lambda self, follow: opened.append(self) or self)
     monkeypatch.setattr(MergedLogs, "next", lambda self, stop: None)  # as where a broker is slow
@@ -98,23 +135,62 @@ def test_the_logs_are_opened_once_whether_they_bring_something_or_not(logs, monk
     assert len(opened) == 1
 
 
-def test_what_a_failed_bundle_read_is_read_again(logs, monkeypatch):
-    monkeypatch.setattr(read, "_REST_S", 0.0)
+def test_what_a_failed_bundle_read_is_read_again(logs):
     cell = Cell()
-    broken = read.ReadFn(logs).process((shard_key(0), b""), mark=cell)
+    broken = process(logs, cell)
     first = next(broken)
     broken.close()
     assert cell.value is None
-    assert next(read.ReadFn(logs).process((shard_key(0), b""), mark=cell)) == first
+    assert next(process(logs, cell)) == first
 
 
-def test_impulses_that_gathered_while_the_step_was_busy_are_let_go(logs, clock):
+def test_impulses_that_gathered_while_one_was_worked_at_are_let_go(logs, clock, monkeypatch):
+    monkeypatch.setattr(read, "_MOST_S", 0.0)
     cell = Cell()
-    assert at_impulse(logs, cell)
-    clock.now += 60.0  # the runner could not hand on what was read
-    for _ in range(30):
-        assert at_impulse(logs, cell) == []
-        clock.now += read._REST_S / 31
-    clock.now += read._REST_S / 31
-    assert at_impulse(logs, cell)
-    assert at_impulse(logs, cell) == []
+    assert at_impulse(logs, cell, clock.time())
+    began = clock.time()
+    clock.now += 60.0  # of which the next one takes all
+    assert at_impulse(logs, cell, began)
+    for gathered in np.arange(began, clock.time() - read._FRESH_S, read._IMPULSE_S):
+        assert at_impulse(logs, cell, gathered) == []
+    assert at_impulse(logs, cell, clock.time() - read._FRESH_S / 2)
+
+
+def test_a_clock_that_is_behind_does_not_end_the_reading(logs, clock, monkeypatch):
+    monkeypatch.setattr(read, "_MOST_S", 0.0)
+    cell = Cell()
+    assert at_impulse(logs, cell, clock.time())
+    for _ in range(3):
+        assert at_impulse(logs, cell, clock.time() - 3600) == []
+        clock.now += read._LET_GO_S
+        assert at_impulse(logs, cell, clock.time() - 3600)
+
+
+def test_what_was_read_ahead_when_the_logs_are_given_up_is_read_again(logs, tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "_MOST_S", 0.0)
+    cell = Cell()
+    found = at_impulse(logs, cell)  # more has been read by now
+    source.reset()
+    while found[-1].final is not Final.END:
+        found += at_impulse(logs, cell)
+    assert told(found) == told(batches_of(tmp_path))
+
+
+def test_a_fault_while_reading_ahead_is_raised_where_its_batch_would_be_handed_out(logs, monkeypatch):
+    monkeypatch.setattr(read, "_MOST_S", 0.0)
+    cell, taken, there = Cell(), [], MergedLogs.next
+
+    def breaks(self, stop):
+        taken.append(1)
+        if len(taken) == 3:
+            raise OSError("gone")
+        return there(self, stop)
+
+    monkeypatch.setattr(MergedLogs, "next", breaks)
+    found = at_impulse(logs, cell) + at_impulse(logs, cell)
+    with pytest.raises(OSError, match="gone"):
+        at_impulse(logs, cell)
+    found += at_impulse(logs, cell)
+    assert [batch.final for batch in found] == 3 * [Final.NO]
+    spans = [batch.spans["features/p000"] for batch in found if "features/p000" in batch.spans]
+    assert all(a.next == b.first for a, b in pairwise(spans))

@@ -1,0 +1,71 @@
+"""Batches of both logs, the next ones read, decoded and merged by a thread while the step learns those before."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from .batches import EventBatch, Position
+from .merge import MergedLogs
+
+#: What a merge brings at once is handed out as several batches, the last of which must not have to wait for the next merge.
+_MOST = 6
+
+
+class _Taken(NamedTuple):
+    batch: EventBatch | None
+    positions: dict[str, Position]
+    finished: bool
+
+
+class ReadAhead:
+    """Merged logs, as :class:`MergedLogs` hands them out, in the same order.
+
+    Args:
+        logs: closed with this; nobody else's from here on.
+    """
+
+    def __init__(self, logs: MergedLogs) -> None:
+        self._logs = logs
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead: deque[Future[_Taken]] = deque()
+        self._last = _Taken(None, logs.positions, logs.finished)
+
+    @property
+    def positions(self) -> dict[str, Position]:
+        """After the last batch handed out, of all partitions."""
+        return self._last.positions
+
+    @property
+    def finished(self) -> bool:
+        """Whether the final batch has been handed out."""
+        return self._last.finished
+
+    def next(self, stop: bool) -> EventBatch | None:
+        """The next batch, or None when there is nothing to hand out now.
+
+        Args:
+            stop: hand out the final batch, once those read ahead have been.
+
+        Raises:
+            OSError, UserError: what reading them raised.
+        """
+        while self._ahead:
+            self._last = self._ahead.popleft().result()
+            if self._last.batch is not None:
+                break
+        else:  # what there was when it was looked for may be old
+            self._last = self._take(stop)
+        if self._last.batch is not None:
+            while len(self._ahead) < _MOST:
+                self._ahead.append(self._thread.submit(self._take, False))
+        return self._last.batch
+
+    def _take(self, stop: bool) -> _Taken:
+        return _Taken(self._logs.next(stop), self._logs.positions, self._logs.finished)
+
+    def close(self) -> None:
+        """Close the logs."""
+        self._thread.shutdown(cancel_futures=True)
+        self._logs.close()
