@@ -15,6 +15,7 @@ from numba import njit
 
 _LIMIT = 15.0  # logits beyond it share the outermost bins
 _BINS = 30_000
+_PROBABILITY = 1 / (1 + np.exp(_LIMIT - (np.arange(_BINS) + 0.5) * (2 * _LIMIT / _BINS)))  # in the middle of a bin
 _GRAINS = 1024.0  # to which places in a bin are rounded: their sums are exact then, in whatever order they are merged
 
 
@@ -108,10 +109,8 @@ class Progressive:
         total = self._positives + self._negatives
         if not total.sum():
             return []
-        centre = (np.arange(_BINS) + 0.5) * (2 * _LIMIT / _BINS) - _LIMIT
-        probability = 1 / (1 + np.exp(-centre))
         quantile = np.minimum((np.cumsum(total) - total) / total.sum() * bins, bins - 1).astype(int)
-        sums = [np.bincount(quantile, x, bins) for x in (total, total * probability, self._positives)]
+        sums = [np.bincount(quantile, x, bins) for x in (total, total * _PROBABILITY, self._positives)]
         return [(float(p / w), float(y / w), float(w)) for w, p, y in zip(*sums, strict=True) if w]
 
     def figures(self) -> dict[str, Any]:

@@ -23,13 +23,13 @@ from apache_beam.io.unbounded_source import ReadFromUnboundedSource
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 
 from .source import LogsReader, LogsSource, shard_key
-from .step_fn import TAGS, JoinAndLearnFn
+from .step_fn import TAGS, BeamState, JoinAndLearnFn
 
 #: The local runner hands a bundle on only when it ends: short bundles for freshness, and for bounded memory.
 _LOCAL = {"max_records_per_bundle": 32, "max_read_time_seconds": 0.5}
 _IMPULSE_S = 0.1
 #: How long batches are read and learned at an impulse: what they put out leaves only then, and a checkpoint waits for it.
-_MOST_S = 1.0
+_MOST_S = 1.5
 #: An impulse that is older than this when there is time for it has gathered.
 _FRESH_S = 0.15
 _LET_GO_S = 0.2
@@ -139,7 +139,7 @@ class ReadAndLearnFn(beam.DoFn):
         reader = LogsReader(self._source, coder.decode(written) if written else None, wait_s=0.0)
         try:
             while reader.advance():
-                yield from self._step.process(reader.get_current(), version, base, inputs)
+                yield from self._step.apply(reader.batch, reader.get_current()[1], BeamState(version, base, inputs))
                 if time.monotonic() >= began + _MOST_S:
                     break
             # Where nothing has come yet, too: it names what has been opened for the read that follows.

@@ -1,4 +1,4 @@
-"""Batches of both logs, the next ones read, decoded and merged by a thread while the step learns those before."""
+"""Batches of both logs, the next ones read, decoded, merged and encoded by a thread while the step learns those before."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from .merge import MergedLogs
 _MOST = 6
 
 
-class _Taken(NamedTuple):
+class Taken(NamedTuple):
+    """A batch and its encoding, if there was one, and where the logs stand behind it."""
+
     batch: EventBatch | None
+    payload: bytes
     positions: dict[str, Position]
     finished: bool
 
@@ -29,8 +32,8 @@ class ReadAhead:
     def __init__(self, logs: MergedLogs) -> None:
         self._logs = logs
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._ahead: deque[Future[_Taken]] = deque()
-        self._last = _Taken(None, logs.positions, logs.finished)
+        self._ahead: deque[Future[Taken]] = deque()
+        self._last = Taken(None, b"", logs.positions, logs.finished)
 
     @property
     def positions(self) -> dict[str, Position]:
@@ -42,8 +45,8 @@ class ReadAhead:
         """Whether the final batch has been handed out."""
         return self._last.finished
 
-    def next(self, stop: bool) -> EventBatch | None:
-        """The next batch, or None when there is nothing to hand out now.
+    def next(self, stop: bool) -> Taken:
+        """The next batch, if there is something to hand out now.
 
         Args:
             stop: hand out the final batch, once those read ahead have been.
@@ -60,10 +63,11 @@ class ReadAhead:
         if self._last.batch is not None:
             while len(self._ahead) < _MOST:
                 self._ahead.append(self._thread.submit(self._take, False))
-        return self._last.batch
+        return self._last
 
-    def _take(self, stop: bool) -> _Taken:
-        return _Taken(self._logs.next(stop), self._logs.positions, self._logs.finished)
+    def _take(self, stop: bool) -> Taken:
+        batch = self._logs.next(stop)
+        return Taken(batch, b"" if batch is None else batch.encode(), self._logs.positions, self._logs.finished)
 
     def close(self) -> None:
         """Close the logs."""

@@ -117,8 +117,13 @@ class Shard(Generic[T]):
         self._snapshot_due = time.monotonic() + self.config.snapshot_interval_s
         self._bases = Bases(self.files, _MERGE_AGAIN * self.config.snapshot_interval_s)
 
-    def process(self, durable: Durable, payload: bytes) -> T:
+    def process(self, durable: Durable, payload: bytes, batch: EventBatch | None = None) -> T:
         """Apply one encoded :class:`EventBatch`, exactly once whatever happened before; returns its outputs.
+
+        Args:
+            durable: what the runner keeps.
+            payload: the encoded batch, which it shall keep.
+            batch: the same decoded, where it is at hand.
 
         Raises:
             LogGapError: if records are missing between the last batch and this one.
@@ -127,7 +132,7 @@ class Shard(Generic[T]):
         with self.lock:
             self._agree(durable)
             applied = self.version.applied
-            batch = EventBatch.decode(payload)
+            batch = EventBatch.decode(payload) if batch is None else batch
             outputs, payload = self._outputs_of(durable, batch, payload)
             version = Version(applied + 1, secrets.token_hex(8))
             durable.append(version, payload)

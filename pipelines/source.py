@@ -115,6 +115,7 @@ class LogsReader(UnboundedReader):
         self._source, self._mark, self._wait_s = source, mark, wait_s
         self._logs: ReadAhead | None = None
         self._batch: EventBatch | None = None
+        self._payload = b""
         self._watermark_ms = -1
         self._finished = mark.finished
 
@@ -142,7 +143,7 @@ class LogsReader(UnboundedReader):
             self._logs = self._borrow()
         deadline = time.monotonic() + self._wait_s
         while True:
-            self._batch = self._logs.next(stop=_stopping.is_set())
+            self._batch, self._payload, *_ = self._logs.next(stop=_stopping.is_set())
             if self._batch is not None:
                 self._watermark_ms = max(self._watermark_ms, self._batch.watermark_ms)
                 return True
@@ -154,8 +155,13 @@ class LogsReader(UnboundedReader):
             _stopping.wait(_POLL_S)
 
     def get_current(self) -> tuple[bytes, bytes]:
+        return shard_key(self.batch.shard), self._payload
+
+    @property
+    def batch(self) -> EventBatch:
+        """The current element, decoded."""
         assert self._batch is not None
-        return shard_key(self._batch.shard), self._batch.encode()
+        return self._batch
 
     def get_current_timestamp(self) -> Timestamp:
         return self._timestamp()

@@ -11,6 +11,7 @@ from apache_beam.coders import BytesCoder, StrUtf8Coder
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
 
 from . import monitoring
+from .batches import EventBatch
 from .counts import MEANINGS, Counts
 from .failures import noted
 from .learn import JoinAndLearn
@@ -74,14 +75,17 @@ class JoinAndLearnFn(beam.DoFn):
         base: Any = beam.DoFn.StateParam(BASE),
         inputs: Any = beam.DoFn.StateParam(INPUTS),
     ) -> Iterator[Any]:
-        number = int(element[0].rpartition(b"-")[2])
+        yield from self.apply(EventBatch.decode(element[1]), element[1], BeamState(version, base, inputs))
+
+    def apply(self, batch: EventBatch, payload: bytes, state: BeamState) -> Iterator[Any]:
+        """Tagged outputs of a batch, which the payload is the encoding of."""
+        number = batch.shard
         if self._config.metrics is not None:
             monitoring.serve_when_free(self._config.metrics)
         shard = train_shard(self._config, number)
         before = asdict(shard.counts)
-        state = BeamState(version, base, inputs)
         with noted():
-            outputs = shard.process(state, element[1])
+            outputs = shard.process(state, payload, batch)
         yield from self._tagged(outputs, number, shard.version.applied)
         # The outputs are in their sinks: from here on they need not be put out again.
         with noted():

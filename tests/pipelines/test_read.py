@@ -35,11 +35,12 @@ class Step:
     """One that hands back what it is given."""
 
     def __init__(self):
-        self.cells = []
+        self.states = []
 
-    def process(self, element, *cells):
-        self.cells.append(cells)
-        yield element
+    def apply(self, batch, payload, state):
+        assert EventBatch.decode(payload).events == batch.events
+        self.states.append(state)
+        yield batch
 
 
 class Clock:
@@ -83,16 +84,16 @@ def logs(tmp_path):
 
 def process(source, cell, made_s=math.inf, step=None):
     """What an instance of its own hands on at an impulse that was made then."""
+    version = Cell()
+    version.value = "7:token"
     return read.ReadAndLearnFn(source, step or Step()).process(
-        (shard_key(0), struct.pack(read._TIME, made_s)), mark=cell, version="version", base="base", inputs="inputs"
+        (shard_key(0), struct.pack(read._TIME, made_s)), mark=cell, version=version, base=Cell(), inputs=Cell()
     )
 
 
 def at_impulse(source, cell, made_s=math.inf):
     """The batches of it."""
-    parts = list(process(source, cell, made_s))
-    assert {key for key, _ in parts} <= {shard_key(0)}
-    return [EventBatch.decode(payload) for _, payload in parts]
+    return list(process(source, cell, made_s))
 
 
 def told(batches):
@@ -116,13 +117,13 @@ def test_each_read_goes_on_where_the_last_one_ended(logs, tmp_path, monkeypatch)
 
 def test_batches_are_learned_until_the_time_is_over(logs, clock):
     class Slow(Step):
-        def process(self, element, *cells):
+        def apply(self, batch, payload, state):
             clock.now += read._MOST_S / 2.5
-            yield from super().process(element, *cells)
+            yield from super().apply(batch, payload, state)
 
     step, cell = Slow(), Cell()
     assert len(list(process(logs, cell, step=step))) == 3
-    assert step.cells == 3 * [("version", "base", "inputs")]
+    assert [state.version().applied for state in step.states] == 3 * [7]
 
 
 def test_the_logs_are_opened_once_whether_they_bring_something_or_not(logs, monkeypatch):
@@ -141,7 +142,7 @@ def test_what_a_failed_bundle_read_is_read_again(logs):
     first = next(broken)
     broken.close()
     assert cell.value is None
-    assert next(process(logs, cell)) == first
+    assert told([next(process(logs, cell))]) == told([first])
 
 
 def test_impulses_that_gathered_while_one_was_worked_at_are_let_go(logs, clock, monkeypatch):
