@@ -74,6 +74,7 @@ format: setup ## format the code
 bench: setup ## run every benchmark; KUAIRAND_DIR=FOLDER: where KuaiRand-Pure was unpacked
 	$(BIN)/python -m bench.rank
 	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.join
 	$(BIN)/python -m bench.pipeline
 	$(BIN)/python -m bench.kuairand
 	$(BIN)/python -m bench.collisions

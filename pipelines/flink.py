@@ -29,8 +29,8 @@ DEFAULTS: dict[str, str | None] = {
     # --inputs_bytes, a tenth of a second's work.
     "checkpointing_interval": "5000",
     "min_pause_between_checkpoints": "1000",
-    # An element is a batch of thousands of events: a bundle is as many as have come, and the step waits for no more. Flink
-    # takes a whole bundle in before the worker has begun on it, and a checkpoint waits for its end: a second's work.
+    # An element is an impulse, at which a second's work or more is done, and what that puts out leaves when the bundle ends:
+    # no more of them a bundle than gather in a second.
     "max_bundle_size": "8",
     "max_bundle_time_mills": "100",
     # By default what a bundle puts out while a checkpoint ends it is kept until the next bundle begins, which after the

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench import kuairand, pipeline, rank, step
+from bench import join, kuairand, pipeline, rank, step
 from bench.output import finish
 from schemas.process import UserError
 
@@ -129,6 +129,20 @@ def test_step(capsys):
     rates = [fields[name] for name in ("examples_per_s", "examples_per_s_at_128", "keras_examples_per_s")]
     assert min(rates) > 0
     assert fields["ratio_to_keras"] == pytest.approx(rates[0] / rates[2], abs=0.01)
+
+
+def test_join_reads_all_that_it_wrote_and_joins_it(tmp_path):
+    """Without the textbook's, which takes Beam half a minute."""
+    config = join.feature_config()
+    join.write_logs(tmp_path / "logs", config, requests=20_000, seed=1)
+    found = join.join_logs(tmp_path / "logs", config)
+    actions = found.events - 20_000
+    assert actions == pytest.approx(20_000 * sum(join.RATES.values()), rel=0.05)
+    assert found.examples == 20_000 * len(join.HEADS)  # each head of a row is decided at a moment of its own
+    assert 320 < found.nbytes / found.waiting < 3 * 320
+    assert found.waiting == 20_000  # forty seconds, of which all are remembered
+    again = join.join_logs(tmp_path / "logs", config)
+    assert again[:2] == found[:2]
 
 
 @pytest.mark.parametrize("nothing", [math.nan, math.inf, None])

@@ -15,6 +15,7 @@ COMMANDS = [
     "serving.rank",
     "serving.protoset",
     "bench.demo",
+    "bench.join",
     "bench.kuairand",
     "bench.pipeline",
     "bench.rank",

@@ -2,125 +2,18 @@
 
 import dataclasses
 import importlib
-from pathlib import Path
 
-import numpy as np
 import pytest
 import small_logs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from join_histories import CLICK, CONFIG, LIKE, action, apply, decided, features
 
 from pipelines import join_kernel
 from pipelines.batches import Final, Kind
 from pipelines.join import Join
-from pipelines.join_kernel import DUPLICATE, HELD, LATE, STALE, TAKEN, UNUSED
-from schemas.config import load_config
 
-CONFIG = load_config(Path(__file__).parents[2] / "schemas" / "simulator.toml")  # click 60 s, long_view 180 s, like 300 s
-CLICK, LONG_VIEW, LIKE = range(3)
 WINDOWS = [round(head.window_s * 1000) for head in CONFIG.heads]
-DAY = 86_400_000
-
-
-def features(key, time_ms):
-    return (int(Kind.FEATURES), key, -1, time_ms)
-
-
-def action(key, number, time_ms):
-    return (int(Kind.ACTION), key, number, time_ms)
-
-
-def apply(join, events, watermark=None):
-    columns = [np.array(c, np.int64) for c in zip(*events, strict=True)] if events else [np.zeros(0, np.int64)] * 4
-    kind, key, act, time_ms = columns
-    order = np.maximum.accumulate(time_ms) if len(time_ms) else time_ms
-    mark = int(order[-1]) if watermark is None and len(order) else (watermark or 0)
-    return join.apply(kind.astype(np.int8), key, act.astype(np.int8), time_ms, order, mark)
-
-
-def decided(join, joined):
-    """{(key, head): label} in order; a head decided twice is an error."""
-    found = {}
-    d = joined.decisions
-    keys = join.keys(d.seq)
-    for i in range(len(d)):
-        for h in range(len(CONFIG.heads)):
-            if d.mask[i] >> h & 1:
-                assert (int(keys[i]), h) not in found
-                found[int(keys[i]), h] = bool(d.label[i] >> h & 1)
-    return found
-
-
-def test_a_click_in_its_window_is_a_positive_at_once():
-    join = Join(CONFIG)
-    joined = apply(join, [features(1, 0), action(1, CLICK, 5_000)])
-    assert decided(join, joined) == {(1, CLICK): True}
-    assert joined.decisions.time_ms.tolist() == [5_000]
-
-
-def test_silence_makes_a_negative_when_the_window_has_passed_and_not_before():
-    join = Join(CONFIG)
-    assert decided(join, apply(join, [features(1, 0)], watermark=60_000)) == {}
-    assert decided(join, apply(join, [], watermark=60_001)) == {(1, CLICK): False}
-    assert decided(join, apply(join, [], watermark=DAY)) == {(1, LONG_VIEW): False, (1, LIKE): False}
-
-
-def test_an_action_before_its_features_waits_for_them():
-    join = Join(CONFIG)
-    joined = apply(join, [action(1, LIKE, 1_000), features(1, 1_500)])
-    assert joined.fate.tolist() == [HELD, TAKEN]
-    assert decided(join, joined) == {(1, LIKE): True}
-
-
-def test_an_action_without_features_is_given_up_after_the_longest_window():
-    join = Join(CONFIG)
-    assert apply(join, [action(7, CLICK, 0)], watermark=300_000).orphans.tolist() == []
-    assert apply(join, [], watermark=300_001).orphans.tolist() == [0]
-    assert join.counts.unmatched == 1
-
-
-def test_repetitions_are_counted_and_change_nothing():
-    join = Join(CONFIG)
-    joined = apply(join, [features(1, 0), features(1, 0), action(1, CLICK, 1), action(1, CLICK, 2)])
-    assert joined.fate.tolist() == [TAKEN, DUPLICATE, TAKEN, DUPLICATE]
-    assert join.counts.duplicates == 2
-    assert decided(join, joined) == {(1, CLICK): True}
-
-
-def test_an_action_after_its_window_is_late():
-    join = Join(CONFIG)
-    joined = apply(join, [features(1, 0), action(1, CLICK, 60_001)])
-    assert joined.fate.tolist() == [TAKEN, LATE]
-    assert decided(join, joined) == {(1, CLICK): False}
-
-
-def test_what_is_older_than_the_join_remembers_is_stale_not_a_negative():
-    join = Join(CONFIG)
-    apply(join, [features(1, 0)])
-    joined = apply(join, [features(2, DAY), features(1, 0)])
-    assert joined.fate.tolist() == [TAKEN, STALE]
-
-
-def test_an_action_that_no_head_uses_is_unused():
-    join = Join(CONFIG)
-    assert apply(join, [features(1, 0), action(1, -1, 5)]).fate.tolist() == [TAKEN, UNUSED]
-
-
-def test_complete_emission_decides_all_heads_together():
-    join = Join(CONFIG, early=False)
-    assert decided(join, apply(join, [features(1, 0), action(1, CLICK, 5)])) == {}
-    joined = apply(join, [], watermark=300_001)
-    assert len(joined.decisions) == 1
-    assert decided(join, joined) == {(1, CLICK): True, (1, LONG_VIEW): False, (1, LIKE): False}
-
-
-def test_closing_decides_everything_and_leaves_the_clock():
-    join = Join(CONFIG)
-    apply(join, [features(1, 1000), action(9, CLICK, 1000)])
-    closing = join.close()
-    assert decided(join, closing) == {(1, h): False for h in range(3)}
-    assert closing.orphans.size == 1
-    assert join.clock == 1000
 
 
 def brute_force(events):
