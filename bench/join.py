@@ -149,8 +149,9 @@ def join_logs(root: Path, config: FeatureConfig) -> Round:
         events += len(batch)
         examples += _join_batch(join, rows, batch)
         if join.next - join.first > waiting:
-            waiting, nbytes = join.next - join.first, join.nbytes + rows.nbytes
+            waiting, nbytes = join.next - join.first, join.nbytes + rows.nbytes(join.next)
         join.release(join.next)
+        rows.let_go(join.first, join.next)
     return Round(events, examples, time.perf_counter() - started, waiting, nbytes)
 
 

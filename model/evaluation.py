@@ -21,16 +21,17 @@ _GRAINS = 1024.0  # to which places in a bin are rounded: their sums are exact t
 
 @njit(nogil=True, cache=True)
 def _count(logits, labels, weight, positives, negatives, positive_places, negative_places, sums):  # type: ignore[no-untyped-def]
+    """Add float32[N] predictions to histograms float64[bins] and to the sums float64[4]; of no weights, each is 1."""
     for i in range(logits.size):
         z, y = np.float64(logits[i]), np.float64(labels[i])
         w = np.float64(weight[i]) if weight.size else 1.0
         at = min(max((z + _LIMIT) * (_BINS / (2 * _LIMIT)), 0.0), _BINS - 1e-9)
-        bin = np.int64(at)
-        place = np.round((at - bin - 0.5) * _GRAINS) / _GRAINS
-        positives[bin] += w * y
-        negatives[bin] += w * (1 - y)
-        positive_places[bin] += w * y * place
-        negative_places[bin] += w * (1 - y) * place
+        cell = np.int64(at)
+        place = np.round((at - cell - 0.5) * _GRAINS) / _GRAINS
+        positives[cell] += w * y
+        negatives[cell] += w * (1 - y)
+        positive_places[cell] += w * y * place
+        negative_places[cell] += w * (1 - y) * place
         softplus = max(z, 0.0) + np.log1p(np.exp(-abs(z)))  # log(1 + e^z), which neither overflows nor loses digits
         sums[0] += w
         sums[1] += w * y
@@ -48,6 +49,11 @@ class Progressive:
         self._positive_places = np.zeros(_BINS, np.float64)
         self._negative_places = np.zeros(_BINS, np.float64)
         self._sums = np.zeros(4, np.float64)  # weight, positive weight, log loss, probability
+
+    @classmethod
+    def warm_up(cls) -> None:
+        """Compile what counts, or read it from the cache."""
+        cls().update(np.zeros(1, np.float32), np.zeros(1, np.float32))
 
     @property
     def count(self) -> float:
@@ -68,8 +74,10 @@ class Progressive:
             weight: float32[N]; 1 each when absent.
 
         Raises:
-            ValueError: a logit is not finite; nothing has been counted then.
+            ValueError: a logit is not finite, or there are not as many labels or weights; nothing has been counted then.
         """
+        if logits.ndim != 1 or any(each is not None and each.shape != logits.shape for each in (labels, weight)):
+            raise ValueError(f"logits of shape {logits.shape} with labels of {labels.shape}: give a label and a weight to each")
         if not np.isfinite(logits).all():
             raise ValueError("a logit that is not finite: leave such predictions out")
         each = np.zeros(0, np.float32) if weight is None else np.ascontiguousarray(weight, np.float32)

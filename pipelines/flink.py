@@ -23,7 +23,7 @@ _ALIVE = ("CREATED", "INITIALIZING", "RUNNING", "RESTARTING", "FAILING")
 
 #: Options by name; None: a flag.
 DEFAULTS: dict[str, str | None] = {
-    # The source never ends where logs are followed, and where they end the same steps serve.
+    # The impulses at which the logs are read never end, though the logs may.
     "streaming": None,
     # A worker that dies costs what was applied since the last checkpoint: seconds, applied again. Each copies at most
     # --inputs_bytes, a tenth of a second's work.
@@ -33,15 +33,15 @@ DEFAULTS: dict[str, str | None] = {
     # no more of them a bundle than gather in a second.
     "max_bundle_size": "8",
     "max_bundle_time_mills": "100",
-    # By default what a bundle puts out while a checkpoint ends it is kept until the next bundle begins, which after the
-    # logs' last batch is never.
+    # By default what a bundle puts out while a checkpoint ends it is kept in the checkpoint, and leaves with the next bundle:
+    # parameters would be as old as a checkpoint is long.
     "finish_bundle_before_checkpointing": None,
     # The default keeps checkpoints in the job manager's memory and refuses those beyond 5 MB, for ever.
     "state_backend": "filesystem",
     # Without a cache every look at Beam state is a round trip to the task manager.
     "max_cache_memory_usage_mb": "256",
     # A flag that turns chaining off: its default is true. Beam leaves it to Flink to name some operators, which goes by what
-    # they are chained to, and so by the parallelism: a savepoint would fit no other. Elements are batches, and few.
+    # they are chained to, and so by the parallelism: a savepoint would fit no other. Elements are impulses, and few.
     "operator_chaining": None,
     # One shard: a second subtask would have nothing to do.
     "parallelism": "1",

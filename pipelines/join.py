@@ -8,21 +8,25 @@ is the running maximum of the events' time, never the wall's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import DTypeLike
 
 from schemas.config import FeatureConfig
 
 from . import join_kernel as kernel
 from .batches import EVENTS, EventBatch, Kind
 from .join_kernel import DUPLICATE, EMPTY, FAULT, HELD, LATE, STALE, TAKEN, UNUSED
+from .ring import MIN_ROWS, Column, Ring, capacity_for
 
 #: How long after its last window a row is remembered, to tell repetitions from news.
 LATENESS_MS = 600_000
 
-_MIN_RING = 1 << 12
+#: Of an index, for each row there is room for: at most half of them are taken.
+_SLOTS = 2
 _ROW_FIELDS = (("key", np.int64), ("time_ms", np.int64), ("arrival_ms", np.int64), ("decided", np.int64), ("label", np.int64))
 _HELD_FIELDS = (
     ("key", np.int64),
@@ -142,25 +146,26 @@ class Join:
         )
         self._cursor = np.zeros(len(windows), np.int64)
         self._held_wait = longest
-        self._ring = tuple(np.zeros(_MIN_RING, dtype) for _, dtype in _ROW_FIELDS)
-        self._held = tuple(np.zeros(_MIN_RING, dtype) for _, dtype in _HELD_FIELDS)
+        self._rows = Ring(_columns(_ROW_FIELDS), MIN_ROWS)
+        self._held = Ring(_columns(_HELD_FIELDS), MIN_ROWS)
         self._index_rows()
         self._index_held()
 
     @property
     def capacity(self) -> int:
         """Rows the ring has room for; row ``seq`` lies at ``seq % capacity``."""
-        return self._ring[0].size
+        return self._rows.capacity
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows' ring with its index, full or not; held actions are few."""
-        return sum(array.nbytes for array in (*self._ring, self._index_key, self._index_value))
+        """Bytes of the rows remembered, with their index; held actions are few."""
+        return self._rows.nbytes(self.next) + self._index.nbytes
 
     @staticmethod
-    def capacity_for(rows: int) -> int:
-        """Of a ring that holds so many rows at once."""
-        return max(_MIN_RING, 1 << rows.bit_length())
+    def bytes_for(rows: int) -> int:
+        """Of a join that remembers so many rows."""
+        row_nbytes = sum(np.dtype(dtype).itemsize for _, dtype in _ROW_FIELDS)
+        return rows * row_nbytes + _SLOTS * capacity_for(rows) * EMPTY.itemsize
 
     @property
     def waiting(self) -> int:
@@ -192,8 +197,8 @@ class Join:
         decided, self.next, self.held_next, self.clock = kernel.advance(
             kind, key, action, time_ms, order_ms, self.clock, self.horizon, self._held_wait, self.early,
             self._head_action, self._head_window, self._group_window, self._group_mask,
-            self.next, self._cursor, self._ring, self._index_key, self._index_value,
-            self.held_next, self.held_first, self._held, self._held_key, self._held_value,
+            self.next, self._cursor, self._rows.arrays, self._index,
+            self.held_next, self.held_first, self._held.arrays, self._held_index,
             fate, held_fates, rows_before, out,
         )  # fmt: skip
         clock_ms = np.maximum.accumulate(np.concatenate([[clock_before], order_ms]))[1:]
@@ -223,31 +228,29 @@ class Join:
         now = np.zeros(seq.size, np.int64)
         np.bitwise_or.at(now, where, decisions.label[positive])
         at = seq & (self.capacity - 1)
-        _, _, _, decided, label = self._ring
+        _, _, _, decided, label = self._rows.arrays
         return int(np.count_nonzero(label[at] & decided[at] & ~now == 0))
 
     def release(self, keep_from: int) -> None:
         """Forget rows beyond the horizon, but none from ``keep_from`` on (their examples are still to be learned)."""
         last = min(keep_from, int(self._cursor.min()))
-        ring_key, _, ring_arrival, _, _ = self._ring
-        self.first = kernel.release_rows(
-            self.first, last, self.clock, self.horizon, ring_key, ring_arrival, self._index_key, self._index_value
-        )
+        ring_key, _, ring_arrival, _, _ = self._rows.arrays
+        self.first = kernel.release_rows(self.first, last, self.clock, self.horizon, ring_key, ring_arrival, self._index)
+        self._rows.let_go(self.first, self.next)
 
     def times(self, seq: np.ndarray) -> np.ndarray:
         """Event time of rows, int64[D] ms."""
-        return self._ring[1][seq & (self.capacity - 1)]
+        return self._rows.arrays[1][seq & (self.capacity - 1)]
 
     def keys(self, seq: np.ndarray) -> np.ndarray:
         """Hash of request and item of rows, int64[D]."""
-        return self._ring[0][seq & (self.capacity - 1)]
+        return self._rows.arrays[0][seq & (self.capacity - 1)]
 
     def state(self) -> dict[str, np.ndarray]:
         """All of it as arrays, rows and held actions in order of their numbers."""
-        rows = np.arange(self.first, self.next) & (self.capacity - 1)
-        held = np.arange(self.held_first, self.held_next) & (self._held[0].size - 1)
-        state = {f"row_{name}": array[rows] for (name, _), array in zip(_ROW_FIELDS, self._ring, strict=True)}
-        state |= {f"held_{name}": array[held] for (name, _), array in zip(_HELD_FIELDS, self._held, strict=True)}
+        rows, held = self._rows.rows(self.first, self.next), self._held.rows(self.held_first, self.held_next)
+        state = {f"row_{name}": column for (name, _), column in zip(_ROW_FIELDS, rows, strict=True)}
+        state |= {f"held_{name}": column for (name, _), column in zip(_HELD_FIELDS, held, strict=True)}
         state["cursor"] = self._cursor.copy()
         state["numbers"] = np.array([self.clock, self.first, self.next, self.held_first, self.held_next], np.int64)
         state["counts"] = np.array(list(vars(self.counts).values()), np.int64)
@@ -258,49 +261,28 @@ class Join:
         self.clock, self.first, self.next, self.held_first, self.held_next = (int(x) for x in state["numbers"])
         self._cursor = state["cursor"].copy()
         self.counts = JoinCounts(*(int(x) for x in state["counts"]))
-        self._ring = self._refill(self.first, self.next, [state[f"row_{name}"] for name, _ in _ROW_FIELDS])
-        self._held = self._refill(self.held_first, self.held_next, [state[f"held_{name}"] for name, _ in _HELD_FIELDS])
+        self._rows = _filled(_ROW_FIELDS, "row_", state, self.first, self.next)
+        self._held = _filled(_HELD_FIELDS, "held_", state, self.held_first, self.held_next)
         self._index_rows()
         self._index_held()
 
-    @staticmethod
-    def _refill(first: int, last: int, columns: list[np.ndarray], room: int = 0) -> tuple[np.ndarray, ...]:
-        capacity = Join.capacity_for(int(last - first + room))
-        at = np.arange(first, last) & (capacity - 1)
-        ring = []
-        for column in columns:
-            array = np.zeros(capacity, np.int64)
-            array[at] = column
-            ring.append(array)
-        return tuple(ring)
-
     def _make_room(self, events: int) -> None:
-        state_rows = np.arange(self.first, self.next)
-        if state_rows.size + events > self.capacity:
-            at = state_rows & (self.capacity - 1)
-            self._ring = self._refill(self.first, self.next, [a[at] for a in self._ring], room=events)
+        rows, held = self.next - self.first + events, self.held_next - self.held_first + events
+        if rows > self.capacity:
+            self._rows = self._rows.relaid(capacity_for(rows), self.first, self.next)
             self._index_rows()
-        held = np.arange(self.held_first, self.held_next)
-        if held.size + events > self._held[0].size:
-            at = held & (self._held[0].size - 1)
-            self._held = self._refill(self.held_first, self.held_next, [a[at] for a in self._held], room=events)
+        if held > self._held.capacity:
+            self._held = self._held.relaid(capacity_for(held), self.held_first, self.held_next)
             self._index_held()
 
     def _index_rows(self) -> None:
-        self._index_key, self._index_value = self._index(self._ring[0], np.arange(self.first, self.next))
+        self._index = _indexed(self._rows, np.arange(self.first, self.next))
 
     def _index_held(self) -> None:
         numbers = np.arange(self.held_first, self.held_next)
-        alive = self._held[5][numbers & (self._held[5].size - 1)] > 0
+        alive = self._held.arrays[5][self._held.at(self.held_first, self.held_next)] > 0
         # In order, so that the newest of a key stays in the index: the chain starts there.
-        self._held_key, self._held_value = self._index(self._held[0], numbers[alive])
-
-    @staticmethod
-    def _index(keys: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        index_key = np.full(2 * keys.size, EMPTY, np.int64)
-        index_value = np.zeros(2 * keys.size, np.int64)
-        kernel.index_fill(index_key, index_value, keys[numbers & (keys.size - 1)], numbers)
-        return index_key, index_value
+        self._held_index = _indexed(self._held, numbers[alive])
 
     def _decision_buffers(self, events: int) -> tuple[np.ndarray, ...]:
         # A row is decided at most once per head; untouched pages of np.empty cost nothing.
@@ -309,17 +291,17 @@ class Join:
 
     def _expire(self, decided: int, clock: int, event: int, out: tuple[np.ndarray, ...]) -> int:
         return kernel.expire(
-            decided, clock, event, self.next, self._cursor, self._group_window, self._group_mask, self._ring, out
+            decided, clock, event, self.next, self._cursor, self._group_window, self._group_mask, self._rows.arrays, out
         )
 
     def _release_held(self, clock: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the held actions that are given up, and the last moment each could have been met."""
         orphans = np.empty(self.held_next - self.held_first, np.int64)
         self.held_first, n = kernel.release_held(
-            self.held_first, self.held_next, clock - self._held_wait, self._held, self._held_key, self._held_value, orphans
+            self.held_first, self.held_next, clock - self._held_wait, self._held.arrays, self._held_index, orphans
         )
         orphans = orphans[:n]
-        return orphans, self._held[3][orphans & (self._held[3].size - 1)] + self._held_wait
+        return orphans, self._held.arrays[3][orphans & (self._held.capacity - 1)] + self._held_wait
 
     def _count(self, kind: np.ndarray, fate: np.ndarray, held_fates: np.ndarray, orphans: int) -> None:
         became = np.bincount(fate, minlength=STALE + 1)
@@ -331,3 +313,20 @@ class Join:
         self.counts.unused += int(became[UNUSED] + held_fates[UNUSED])
         self.counts.stale += int(became[STALE])
         self.counts.unmatched += orphans
+
+
+def _columns(fields: Sequence[tuple[str, DTypeLike]]) -> list[Column]:
+    return [((), dtype) for _, dtype in fields]
+
+
+def _filled(fields: Sequence[tuple[str, DTypeLike]], prefix: str, state: dict[str, np.ndarray], first: int, last: int) -> Ring:
+    ring = Ring(_columns(fields), capacity_for(last - first), first)
+    ring.put(first, [state[prefix + name] for name, _ in fields])
+    return ring
+
+
+def _indexed(ring: Ring, numbers: np.ndarray) -> np.ndarray:
+    """An index of the places of the entries with these numbers, by their key, the first column."""
+    index = np.full(_SLOTS * ring.capacity, EMPTY, EMPTY.dtype)
+    kernel.index_fill(index, ring.arrays[0], numbers & (ring.capacity - 1))
+    return index

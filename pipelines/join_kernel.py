@@ -2,7 +2,7 @@
 
 Rows enter in arrival order and leave in arrival order, so a row is named by its sequence number and lies at
 ``seq % capacity``. Deadlines follow arrival, hence the first undecided row of a head is always the oldest: expiry is a
-pointer per group of heads with equal windows, never a search. An open-addressing index leads from key to sequence number.
+pointer per group of heads with equal windows, never a search. An open-addressing index leads from key to place in the ring.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FEATURES, ACTION = int(Kind.FEATURES), int(Kind.ACTION)
 # What became of an event.
 TAKEN, DUPLICATE, HELD, LATE, UNUSED, FAULT, STALE = range(7)
 
-EMPTY = np.int64(-1)
+EMPTY = np.int32(-1)
 
 
 @njit(inline="always", cache=True)
@@ -26,54 +26,58 @@ def _home(key, mask):  # type: ignore[no-untyped-def]
     return key & mask
 
 
-@njit(nogil=True, cache=True)
-def index_find(index_key, index_value, key):  # type: ignore[no-untyped-def]
-    """Value of ``key`` in a linear-probing index, or -1."""
-    mask = index_key.size - 1
-    at = _home(key, mask)
-    while index_key[at] != EMPTY:
-        if index_key[at] == key:
-            return index_value[at]
-        at = (at + 1) & mask
-    return EMPTY
+@njit(inline="always", cache=True)
+def _number(at, after, wrap):  # type: ignore[no-untyped-def]
+    """The newest number before ``after`` that lies at ``at`` in its ring."""
+    return after - 1 - ((after - 1 - at) & wrap)
 
 
 @njit(nogil=True, cache=True)
-def index_set(index_key, index_value, key, value):  # type: ignore[no-untyped-def]
-    """Insert or overwrite."""
-    mask = index_key.size - 1
-    at = _home(key, mask)
-    while index_key[at] != EMPTY and index_key[at] != key:
-        at = (at + 1) & mask
-    index_key[at] = key
-    index_value[at] = value
+def index_find(index, ring_key, key):  # type: ignore[no-untyped-def]
+    """Where ``key`` lies in its ring, by a linear-probing index of places in it, or -1."""
+    mask = index.size - 1
+    slot = _home(key, mask)
+    while index[slot] != EMPTY:
+        if ring_key[index[slot]] == key:
+            return np.int64(index[slot])
+        slot = (slot + 1) & mask
+    return np.int64(EMPTY)
 
 
 @njit(nogil=True, cache=True)
-def index_remove(index_key, index_value, key):  # type: ignore[no-untyped-def]
+def index_set(index, ring_key, key, at):  # type: ignore[no-untyped-def]
+    """Insert or overwrite: ``key`` lies at ``at`` from now on."""
+    mask = index.size - 1
+    slot = _home(key, mask)
+    while index[slot] != EMPTY and ring_key[index[slot]] != key:
+        slot = (slot + 1) & mask
+    index[slot] = at
+
+
+@njit(nogil=True, cache=True)
+def index_remove(index, ring_key, key):  # type: ignore[no-untyped-def]
     """Remove by shifting back what probed past the hole, so that no tombstones gather."""
-    mask = index_key.size - 1
-    at = _home(key, mask)
-    while index_key[at] != key:
-        if index_key[at] == EMPTY:
+    mask = index.size - 1
+    slot = _home(key, mask)
+    while index[slot] == EMPTY or ring_key[index[slot]] != key:
+        if index[slot] == EMPTY:
             return
-        at = (at + 1) & mask
-    hole = at
-    at = (at + 1) & mask
-    while index_key[at] != EMPTY:
-        if ((at - _home(index_key[at], mask)) & mask) >= ((at - hole) & mask):
-            index_key[hole] = index_key[at]
-            index_value[hole] = index_value[at]
-            hole = at
-        at = (at + 1) & mask
-    index_key[hole] = EMPTY
+        slot = (slot + 1) & mask
+    hole = slot
+    slot = (slot + 1) & mask
+    while index[slot] != EMPTY:
+        if ((slot - _home(ring_key[index[slot]], mask)) & mask) >= ((slot - hole) & mask):
+            index[hole] = index[slot]
+            hole = slot
+        slot = (slot + 1) & mask
+    index[hole] = EMPTY
 
 
 @njit(nogil=True, cache=True)
-def index_fill(index_key, index_value, keys, values):  # type: ignore[no-untyped-def]
+def index_fill(index, ring_key, places):  # type: ignore[no-untyped-def]
     """Index many; of equal keys the last one stays."""
-    for i in range(keys.size):
-        index_set(index_key, index_value, keys[i], values[i])
+    for i in range(places.size):
+        index_set(index, ring_key, ring_key[places[i]], places[i])
 
 
 @njit(nogil=True, cache=True)
@@ -133,8 +137,8 @@ def _credit(n, seq, action, time_ms, event, next_seq, now, early, head_action, h
 def advance(  # type: ignore[no-untyped-def]
     kind, key, action, time_ms, order_ms, clock, horizon, held_wait, early,
     head_action, head_window, group_window, group_mask,
-    next_seq, cursor, ring, index_key, index_value,
-    held_next, held_first, held, held_key, held_value,
+    next_seq, cursor, ring, index,
+    held_next, held_first, held, held_index,
     fate, held_fates, rows_before, out,
 ):  # fmt: skip
     """Apply events in order.
@@ -166,34 +170,38 @@ def advance(  # type: ignore[no-untyped-def]
             # Whether it is a repetition can no longer be known.
             fate[e] = STALE
             continue
-        seq = index_find(index_key, index_value, key[e])
-        if seq >= 0 and ring_arrival[seq & wrap] < clock - horizon:
+        at = index_find(index, ring_key, key[e])
+        if at >= 0 and ring_arrival[at] < clock - horizon:
             # Forgotten now, though it stays in the index to the end of the batch: where batches end must not matter.
-            seq = EMPTY
+            at = EMPTY
         if kind[e] == ACTION:
-            if seq >= 0:
+            if at >= 0:
+                seq = _number(at, next_seq, wrap)
                 n, fate[e] = _credit(
                     n, seq, action[e], time_ms[e], e, next_seq, clock, early, head_action, head_window, ring, out
                 )
             else:
                 at = held_next & hold_wrap
-                hold_key[at], hold_action[at], hold_time[at] = key[e], action[e], time_ms[e]
+                hold_action[at], hold_time[at] = action[e], time_ms[e]
                 hold_arrival[at], hold_alive[at] = clock, 1
-                hold_previous[at] = index_find(held_key, held_value, key[e])
-                index_set(held_key, held_value, key[e], held_next)
+                before = index_find(held_index, hold_key, key[e])
+                hold_previous[at] = EMPTY if before < 0 else _number(before, held_next, hold_wrap)
+                hold_key[at] = key[e]
+                index_set(held_index, hold_key, key[e], at)
                 held_next += 1
                 fate[e] = HELD
             continue
-        if seq >= 0:
+        if at >= 0:
             fate[e] = DUPLICATE
             continue
         at = next_seq & wrap
         ring_key[at], ring_time[at], ring_arrival[at] = key[e], time_ms[e], clock
         ring_decided[at], ring_label[at] = 0, 0
-        index_set(index_key, index_value, key[e], next_seq)
+        index_set(index, ring_key, key[e], at)
         seq, next_seq = next_seq, next_seq + 1
         fate[e] = TAKEN
-        waiting = index_find(held_key, held_value, key[e])
+        newest = index_find(held_index, hold_key, key[e])
+        waiting = _number(newest, held_next, hold_wrap) if newest >= 0 else np.int64(EMPTY)
         while waiting >= held_first:
             at = waiting & hold_wrap
             if hold_alive[at] and hold_arrival[at] >= clock - held_wait:
@@ -203,23 +211,23 @@ def advance(  # type: ignore[no-untyped-def]
                 )
                 held_fates[became] += 1
             waiting = hold_previous[at]
-        index_remove(held_key, held_value, key[e])
+        index_remove(held_index, hold_key, key[e])
     return n, next_seq, held_next, clock
 
 
 @njit(nogil=True, cache=True)
-def release_rows(first, last, clock, horizon, ring_key, ring_arrival, index_key, index_value):  # type: ignore[no-untyped-def]
+def release_rows(first, last, clock, horizon, ring_key, ring_arrival, index):  # type: ignore[no-untyped-def]
     """Forget the rows of ``[first, last)`` that arrived more than ``horizon`` ago; returns the new first."""
     wrap = ring_key.size - 1
     while first < last and ring_arrival[first & wrap] < clock - horizon:
-        if index_find(index_key, index_value, ring_key[first & wrap]) == first:
-            index_remove(index_key, index_value, ring_key[first & wrap])
+        if index_find(index, ring_key, ring_key[first & wrap]) == first & wrap:
+            index_remove(index, ring_key, ring_key[first & wrap])
         first += 1
     return first
 
 
 @njit(nogil=True, cache=True)
-def release_held(first, last, before, held, held_key, held_value, orphans):  # type: ignore[no-untyped-def]
+def release_held(first, last, before, held, held_index, orphans):  # type: ignore[no-untyped-def]
     """Let go of held actions that arrived before ``before``; returns (new first, orphans written to ``orphans``)."""
     hold_key, _, _, hold_arrival, _, hold_alive = held
     wrap = hold_key.size - 1
@@ -230,7 +238,7 @@ def release_held(first, last, before, held, held_key, held_value, orphans):  # t
             hold_alive[at] = 0
             orphans[n] = first
             n += 1
-        if index_find(held_key, held_value, hold_key[at]) == first:
-            index_remove(held_key, held_value, hold_key[at])
+        if index_find(held_index, hold_key, hold_key[at]) == at:
+            index_remove(held_index, hold_key, hold_key[at])
         first += 1
     return first, n

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from model.catalogue import Catalogue
 from model.delta import Delta
+from model.evaluation import Progressive
 from model.snapshot import Increment
 from model.threads import use_threads
 from model.trainer import ExampleBatch, Trainer
@@ -76,6 +77,7 @@ class JoinAndLearn:
         started = time.monotonic()
         self.trainer.warm_up((learn.step,))
         self.join.warm_up()
+        Progressive.warm_up()
         log.info("kernels and steps compiled", extra={"seconds": round(time.monotonic() - started, 1)})
         self.arms = Arms(config, learn.arms, warm_start_ms=round(learn.warm_start_s * 1000))
         self.rows = RowStore(config.width, 1 + len(learn.arms), len(config.heads))
@@ -122,6 +124,7 @@ class JoinAndLearn:
             self._close()
         pending_from = int(self._pending.seq.min()) if len(self._pending) else self.join.next
         self.join.release(min(pending_from, self._scored))
+        self.rows.let_go(self.join.first, self.join.next)
         outputs.dead_letters = self.dead.drain()
         if batch.sync and self.trainer.version > self._synced and self.publishable:
             outputs.deltas.append(self._delta())

@@ -42,8 +42,6 @@ _POOL = 384 * MIB
 #: Copies of all rows, as files hold them, in memory at once: while an increment is written (2.0 were measured); while it and
 #: a base become one (4.0); while a version is exported (5.3).
 _INCREMENT, _MERGE, _EXPORT = 2.0, 4.0, 5.5
-#: A ring that grows is there twice, once half as large.
-_GROWING = 1.5
 #: The text of a name in the catalogue, as an object of Python's.
 _NAME = 64
 #: Columns that grow are twice as long as needed, at most.
@@ -81,10 +79,8 @@ def file_row_bytes(config: FeatureConfig) -> float:
 
 def waiting_bytes(config: FeatureConfig, impressions_per_s: float) -> int:
     """Bytes of the rows that the join remembers: those of its longest window and of the lateness after it."""
-    join, store = Join(config), RowStore(config.width, 1, len(config.heads))
-    store.resize(join.capacity, 0, 0)
-    rows = int(impressions_per_s * join.horizon / 1000)
-    return int(_GROWING * Join.capacity_for(rows) * (join.nbytes + store.nbytes) / join.capacity)
+    rows = int(impressions_per_s * Join(config).horizon / 1000)
+    return rows * RowStore(config.width, 1, len(config.heads)).row_nbytes + Join.bytes_for(rows)
 
 
 def need(config: FeatureConfig, rows: int, impressions_per_s: float, shard: ShardConfig | None = None) -> Need:

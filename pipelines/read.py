@@ -10,6 +10,8 @@ impulse would not do, nor a timer: its watermark ends at once, and with it the w
 
 from __future__ import annotations
 
+import functools
+import secrets
 import struct
 import threading
 import time
@@ -33,7 +35,6 @@ _MOST_S = 1.5
 #: An impulse that is older than this when there is time for it has gathered.
 _FRESH_S = 0.15
 _LET_GO_S = 0.2
-_TIME = "d"  # of `struct`
 
 
 class JoinAndLearnLogs(beam.PTransform):
@@ -41,7 +42,7 @@ class JoinAndLearnLogs(beam.PTransform):
 
     Args:
         source: what to read.
-        step: takes ``(shard key, encoded EventBatch)`` by event time.
+        step: what each batch is applied to, by event time.
         local: whether Beam's local runner reads it, not Flink.
     """
 
@@ -67,8 +68,15 @@ class JoinAndLearnLogs(beam.PTransform):
         )
 
 
+@functools.cache
+def _process() -> bytes:
+    """This process among all, drawn when it first asks: what is drawn at an import, forks share."""
+    return secrets.token_bytes(8)
+
+
 def _stamped(impulse: bytes, key: bytes) -> tuple[bytes, bytes]:
-    return key, struct.pack(_TIME, time.time())
+    """An impulse with the clock that it is made by, and its time there."""
+    return key, _process() + struct.pack("d", time.monotonic())
 
 
 class Impulses:
@@ -81,23 +89,24 @@ class Impulses:
         self._ended_s = 0.0
         self._until: float | None = 0.0
 
-    def due(self, made_s: float) -> bool:
+    def due(self, stamp: bytes) -> bool:
         """Whether to work at the impulse that has come.
 
         Args:
-            made_s: when it passed the runner's first step. Should the clock there be behind ours, impulses seem old that are
-                not: each time they are let go for a moment only.
+            stamp: of when it was made. If another process's clock says that, it tells nothing here: impulses are let go for a
+                moment after each one that was worked at.
         """
-        if made_s >= self._ended_s - _FRESH_S:
-            return True
         now = time.monotonic()
+        if stamp.startswith(_process()):
+            (made_s,) = struct.unpack("d", stamp.removeprefix(_process()))
+            return bool(made_s >= self._ended_s - _FRESH_S)
         if self._until is None:
             self._until = now + _LET_GO_S
         return now >= self._until
 
     def worked(self) -> None:
         """The one that was due has been worked at."""
-        self._ended_s, self._until = time.time(), None
+        self._ended_s, self._until = time.monotonic(), None
 
 
 _impulses: dict[LogsSource, Impulses] = {}
@@ -122,6 +131,9 @@ class ReadAndLearnFn(beam.DoFn):
     def setup(self) -> None:
         self._step.setup()
 
+    def teardown(self) -> None:
+        self._step.teardown()
+
     def process(
         self,
         element: tuple[bytes, bytes],
@@ -132,15 +144,17 @@ class ReadAndLearnFn(beam.DoFn):
     ) -> Iterator[Any]:
         with _impulses_lock:
             impulses = _impulses.setdefault(self._source, Impulses())
-        if not impulses.due(struct.unpack(_TIME, element[1])[0]):
+        if not impulses.due(element[1]):
             return
         began = time.monotonic()
         coder, written = self._source.get_checkpoint_mark_coder(), mark.read()
         reader = LogsReader(self._source, coder.decode(written) if written else None, wait_s=0.0)
         try:
             while reader.advance():
-                yield from self._step.apply(reader.batch, reader.get_current()[1], BeamState(version, base, inputs))
-                if time.monotonic() >= began + _MOST_S:
+                batch, payload = reader.current
+                yield from self._step.apply(batch, payload, BeamState(version, base, inputs))
+                # One without events says that there are none now.
+                if time.monotonic() >= began + _MOST_S or not len(batch):
                     break
             # Where nothing has come yet, too: it names what has been opened for the read that follows.
             if (now := coder.encode(reader.get_checkpoint_mark())) != written:

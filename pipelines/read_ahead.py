@@ -34,6 +34,7 @@ class ReadAhead:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._ahead: deque[Future[Taken]] = deque()
         self._last = Taken(None, b"", logs.positions, logs.finished)
+        self._failure: Exception | None = None
 
     @property
     def positions(self) -> dict[str, Position]:
@@ -60,16 +61,22 @@ class ReadAhead:
                 break
         else:  # what there was when it was looked for may be old
             self._last = self._take(stop)
-        if self._last.batch is not None:
+        if self._last.batch is not None and not (stop or self._last.finished):
             while len(self._ahead) < _MOST:
                 self._ahead.append(self._thread.submit(self._take, False))
         return self._last
 
     def _take(self, stop: bool) -> Taken:
-        batch = self._logs.next(stop)
+        if self._failure is not None:
+            raise self._failure  # what it had begun may be lost: nothing is read behind it
+        try:
+            batch = self._logs.next(stop)
+        except Exception as failure:
+            self._failure = failure
+            raise
         return Taken(batch, b"" if batch is None else batch.encode(), self._logs.positions, self._logs.finished)
 
     def close(self) -> None:
-        """Close the logs."""
+        """Close the logs, behind what is being read from them."""
         self._thread.shutdown(cancel_futures=True)
         self._logs.close()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from .ring import MIN_ROWS, Ring
+
+_NAMES = ("ids", "logits", "seen")
+
 
 class RowStore:
     """Ring of payloads by sequence number: row ``seq`` lies at ``seq % capacity``.
@@ -15,26 +19,41 @@ class RowStore:
     """
 
     def __init__(self, width: int, arms: int, heads: int) -> None:
-        self.ids = np.zeros((0, width), np.int64)
-        self.logits = np.zeros((0, arms, heads), np.float32)
-        self.seen = np.zeros(0, bool)
+        self._columns = (((width,), np.int64), ((arms, heads), np.float32), ((), bool))
+        self._ring = Ring(self._columns, MIN_ROWS)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the ring, full or not."""
-        return self.ids.nbytes + self.logits.nbytes + self.seen.nbytes
+    def ids(self) -> np.ndarray:
+        """int64[capacity, width]."""
+        return self._ring.arrays[0]
+
+    @property
+    def logits(self) -> np.ndarray:
+        """float32[capacity, arms, heads]."""
+        return self._ring.arrays[1]
+
+    @property
+    def seen(self) -> np.ndarray:
+        """bool[capacity]: whether a row has been learned from."""
+        return self._ring.arrays[2]
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of a row."""
+        return self._ring.row_nbytes
+
+    def nbytes(self, last: int) -> int:
+        """Bytes of the rows before ``last``."""
+        return self._ring.nbytes(last)
 
     def resize(self, capacity: int, first: int, last: int) -> None:
         """Lay out the rows ``[first, last)`` anew for another capacity (a power of two)."""
-        if capacity == self.ids.shape[0]:
-            return
-        for name in ("ids", "logits", "seen"):
-            old: np.ndarray = getattr(self, name)
-            new = np.zeros((capacity, *old.shape[1:]), old.dtype)
-            if old.shape[0]:
-                rows = np.arange(first, last)
-                new[rows & (capacity - 1)] = old[rows & (old.shape[0] - 1)]
-            setattr(self, name, new)
+        if capacity != self._ring.capacity:
+            self._ring = self._ring.relaid(capacity, first, last)
+
+    def let_go(self, first: int, last: int) -> None:
+        """Rows before ``first`` are not read any more; those up to ``last`` have been written."""
+        self._ring.let_go(first, last)
 
     def put(self, first: int, ids: np.ndarray) -> None:
         """New rows, numbered from ``first``."""
@@ -44,7 +63,7 @@ class RowStore:
 
     def at(self, seq: np.ndarray) -> np.ndarray:
         """Where rows lie."""
-        return seq & (self.ids.shape[0] - 1)
+        return seq & (self._ring.capacity - 1)
 
     def first_time(self, seq: np.ndarray) -> np.ndarray:
         """bool[N]: whether a row is learned from for the first time; marks it. Several heads may bring one row back."""
@@ -59,14 +78,9 @@ class RowStore:
 
     def state(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Rows ``[first, last)`` as arrays."""
-        at = self.at(np.arange(first, last)) if last > first else np.zeros(0, np.int64)
-        return {"ids": self.ids[at], "logits": self.logits[at], "seen": self.seen[at]}
+        return dict(zip(_NAMES, self._ring.rows(first, last), strict=True))
 
     def load(self, state: dict[str, np.ndarray], capacity: int, first: int, last: int) -> None:
-        """The inverse of :meth:`state`."""
-        at = np.arange(first, last) & (capacity - 1)
-        for name in ("ids", "logits", "seen"):
-            values = state[name]
-            array = np.zeros((capacity, *values.shape[1:]), values.dtype)
-            array[at] = values
-            setattr(self, name, array)
+        """The inverse of :meth:`state`, for rows ``[first, last)``."""
+        self._ring = Ring(self._columns, capacity, first)
+        self._ring.put(first, [state[name] for name in _NAMES])

@@ -23,11 +23,12 @@ from . import monitoring
 from .batches import EventBatch, Position
 from .failures import noted
 from .merge import MergedLogs
-from .read_ahead import ReadAhead
+from .read_ahead import ReadAhead, Taken
 
 _PoolKey = tuple["LogsSource", tuple[tuple[str, Position], ...]]
 _pool: dict[_PoolKey, ReadAhead] = {}
-_pool_lock = threading.Lock()
+#: Reentrant: a reader that is collected as garbage gives back its logs wherever its thread happens to be.
+_pool_lock = threading.RLock()
 _stopping = threading.Event()
 
 #: Open logs that wait for their reader; those of a failed attempt are never asked for again, and the oldest go.
@@ -47,9 +48,10 @@ def reset() -> None:
     """Forget an earlier request to stop, and the logs left open, before a new run in the same process."""
     _stopping.clear()
     with _pool_lock:
-        for logs in _pool.values():
-            logs.close()
+        opened = list(_pool.values())
         _pool.clear()
+    for logs in opened:
+        logs.close()
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,7 @@ class LogsReader(UnboundedReader):
         mark = mark or LogsMark(source.positions, finished=False)
         self._source, self._mark, self._wait_s = source, mark, wait_s
         self._logs: ReadAhead | None = None
-        self._batch: EventBatch | None = None
-        self._payload = b""
+        self._taken: Taken | None = None
         self._watermark_ms = -1
         self._finished = mark.finished
 
@@ -143,9 +144,9 @@ class LogsReader(UnboundedReader):
             self._logs = self._borrow()
         deadline = time.monotonic() + self._wait_s
         while True:
-            self._batch, self._payload, *_ = self._logs.next(stop=_stopping.is_set())
-            if self._batch is not None:
-                self._watermark_ms = max(self._watermark_ms, self._batch.watermark_ms)
+            self._taken = self._logs.next(stop=_stopping.is_set())
+            if self._taken.batch is not None:
+                self._watermark_ms = max(self._watermark_ms, self._taken.batch.watermark_ms)
                 return True
             if self._logs.finished:
                 self._finished = True
@@ -155,13 +156,15 @@ class LogsReader(UnboundedReader):
             _stopping.wait(_POLL_S)
 
     def get_current(self) -> tuple[bytes, bytes]:
-        return shard_key(self.batch.shard), self._payload
+        batch, payload = self.current
+        return shard_key(batch.shard), payload
 
     @property
-    def batch(self) -> EventBatch:
-        """The current element, decoded."""
-        assert self._batch is not None
-        return self._batch
+    def current(self) -> tuple[EventBatch, bytes]:
+        """The current batch, and its encoding."""
+        assert self._taken is not None
+        assert self._taken.batch is not None
+        return self._taken.batch, self._taken.payload
 
     def get_current_timestamp(self) -> Timestamp:
         return self._timestamp()
@@ -189,10 +192,10 @@ class LogsReader(UnboundedReader):
         with _pool_lock:
             replaced = _pool.pop((self._source, self._mark.positions), None)
             _pool[self._source, self._mark.positions] = logs
-            while len(_pool) > _POOL_MOST:
-                _pool.pop(next(iter(_pool))).close()
-        if replaced is not None:
-            replaced.close()
+            outdated = [_pool.pop(next(iter(_pool))) for _ in range(len(_pool) - _POOL_MOST)]
+        # Not under the lock: each waits for what is being read from it.
+        for each in (*outdated, *([] if replaced is None else [replaced])):
+            each.close()
 
     def _timestamp(self) -> Timestamp:
         return Timestamp(micros=self._watermark_ms * 1000) if self._watermark_ms >= 0 else MIN_TIMESTAMP

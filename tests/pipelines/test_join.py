@@ -12,6 +12,7 @@ from join_histories import CLICK, CONFIG, LIKE, action, apply, decided, features
 from pipelines import join_kernel
 from pipelines.batches import Final, Kind
 from pipelines.join import Join
+from pipelines.ring import MIN_ROWS
 
 WINDOWS = [round(head.window_s * 1000) for head in CONFIG.heads]
 
@@ -103,6 +104,8 @@ def test_memory_follows_the_window_not_the_stream():
     assert join.next == 300_000
     assert join.capacity <= 1 << 15
     assert join.next - join.first <= 17 * 1000
+    row_bytes = 5 * 8 + 2 * 4 * join.capacity / 17_000
+    assert join.nbytes <= 17_000 * row_bytes + MIN_ROWS * 40
 
 
 def test_many_rows_grow_the_ring_without_losing_one():

@@ -10,12 +10,15 @@ import small_logs
 from join_histories import CLICK, CONFIG, DAY, LIKE, LONG_VIEW, action, apply, decided, features
 
 from pipelines.batches import Final, Kind
+from pipelines.dead_letters import DeadLetterBox
 from pipelines.join import Join
 from pipelines.join_kernel import DUPLICATE, FAULT, HELD, LATE, STALE, TAKEN, UNUSED
 
 PAGE = Path(__file__).parents[2] / "docs" / "joiner.md"
 ALL_NEGATIVE = {(1, CLICK): False, (1, LONG_VIEW): False, (1, LIKE): False}
 HOUR = 3_600_000
+#: By key: what has been shown to one join is decided of another's events.
+_REQUESTS = {}
 
 
 @pytest.fixture
@@ -56,12 +59,6 @@ def test_the_action_first_then_its_features(join):
     assert join.counts.actions == 1
 
 
-def test_an_action_without_features(join):
-    assert apply(join, [action(7, CLICK, 0)], watermark=300_000).orphans.tolist() == []
-    assert apply(join, [], watermark=300_001).orphans.tolist() == [0]
-    assert join.counts.unmatched == 1
-
-
 def test_several_actions_of_several_kinds(join):
     first = apply(join, [features(1, 0), action(1, CLICK, 1_000)])
     assert decided(join, first) == {(1, CLICK): True}
@@ -87,8 +84,9 @@ def test_a_repeated_request(join):
 
 
 def test_a_repeated_action_held_for_its_features(join):
-    joined = apply(join, [action(1, CLICK, 0), action(1, CLICK, 0), features(1, 10)])
+    joined = apply(join, [action(1, CLICK, 0), action(1, CLICK, 5), features(1, 10)])
     assert fates(joined) == [HELD, HELD, TAKEN]
+    assert joined.decisions.time_ms.tolist() == [10]
     assert decided(join, joined) == {(1, CLICK): True}
     assert (join.counts.actions, join.counts.duplicates) == (1, 1)
 
@@ -107,12 +105,6 @@ def test_an_action_in_its_window_that_comes_after_its_head_was_decided(join):
     assert decided(join, joined) == {}
 
 
-def test_a_record_beyond_the_horizon(join):
-    joined = apply(join, [features(1, 0), features(2, DAY), features(1, 0), action(1, CLICK, 0)])
-    assert fates(joined) == [TAKEN, TAKEN, STALE, STALE]
-    assert join.counts.stale == 2
-
-
 def test_a_request_id_used_again_beyond_the_horizon(join):
     joined = apply(join, [features(1, 0), features(1, join.horizon + 1)])
     assert fates(joined) == [TAKEN, TAKEN]
@@ -125,11 +117,12 @@ def test_an_action_of_a_kind_that_no_head_uses(join):
     assert join.counts.unused == 1
 
 
-def test_an_action_whose_clock_is_behind_its_impressions(join):
-    apply(join, [features(1, 100_000)])
-    joined = apply(join, [action(1, CLICK, 0)], watermark=100_000)
+def test_an_action_with_a_time_before_its_impressions(join):
+    apply(join, [features(1, 100_000)], watermark=130_000)
+    joined = apply(join, [action(1, CLICK, 0)], watermark=130_000)
     assert fates(joined) == [TAKEN]
     assert decided(join, joined) == {(1, CLICK): True}
+    assert joined.decisions.time_ms.tolist() == [130_000]
 
 
 def test_an_action_that_comes_in_time_with_a_time_beyond_its_window(join):
@@ -151,26 +144,48 @@ def apply_batch(join, batch):
     return join.apply(*columns, batch.watermark_ms)
 
 
-def joined_of(logs, join):
-    """``(request, head, label, ms since the start)`` of the heads decided, in order, and the events with their fates."""
-    found, events, requests = [], [], {}
-    while not logs.finished and (batch := logs.next(stop=False)) is not None:
-        joined = apply_batch(join, batch)
-        rows = batch.events.to_pylist()
-        requests |= {row["key"]: row["request_id"] for row in rows}
-        events += [(row["request_id"], fate) for row, fate in zip(rows, fates(joined), strict=True)]
-        parts = [(joined, join.keys(joined.decisions.seq))]
-        if batch.final is Final.END:
-            closing = join.close()
-            parts.append((closing, join.keys(closing.decisions.seq)))
-        for part, keys in parts:
-            d = part.decisions
-            for i, key in enumerate(keys.tolist()):
-                for h in range(len(small_logs.CONFIG.heads)):
-                    if d.mask[i] >> h & 1:
-                        at = int(d.time_ms[i]) - small_logs.START_MS
-                        found.append((requests[key], h, bool(d.label[i] >> h & 1), at))
-    return found, events
+class Joined:
+    """What logs come to.
+
+    Attributes:
+        heads: ``(request, head, label, ms since the start)`` of those decided, in order.
+        events: ``(request, fate)``, in order.
+        letters: the dead letters.
+    """
+
+    def __init__(self, logs, join):
+        self.heads, self.events, self.letters = [], [], []
+        self._join = join
+        dead = DeadLetterBox(small_logs.CONFIG, join.actions)
+        while not logs.finished and (batch := logs.next(stop=False)) is not None:
+            joined, rows = apply_batch(join, batch), batch.events.to_pylist()
+            _REQUESTS.update({row["key"]: row["request_id"] for row in rows})
+            self.events += [(row["request_id"], fate) for row, fate in zip(rows, fates(joined), strict=True)]
+            dead.collect(batch, joined, join)
+            self._decided(joined)
+            if batch.final is Final.END:
+                closing = join.close()
+                dead.close(closing, join)
+                self._decided(closing)
+            self.letters += dead.drain()
+
+    def _decided(self, joined):
+        d = joined.decisions
+        for i, key in enumerate(self._join.keys(d.seq).tolist()):
+            for h in range(len(small_logs.CONFIG.heads)):
+                if d.mask[i] >> h & 1:
+                    at = int(d.time_ms[i]) - small_logs.START_MS
+                    self.heads.append((_REQUESTS[key], h, bool(d.label[i] >> h & 1), at))
+
+
+def clicked(name, time_ms, user="u1"):
+    return small_logs.action(name, time_ms, "v1", user)
+
+
+def written(root, shown_records=(), acted_records=()):
+    for topic, records in (("features", shown_records), ("actions", acted_records)):
+        if records:
+            small_logs.write(root, topic, list(records))
 
 
 def shown(name, time_ms):
@@ -182,80 +197,125 @@ def small():
     return Join(small_logs.CONFIG)  # click 60 s, like 300 s
 
 
+def orphan(tmp_path, small, user, request):
+    written(tmp_path, [shown(request, 0), *(shown(f"r{n}", n * 100_000) for n in range(1, 9))], [clicked("r0", 5_000, user)])
+    found = Joined(small_logs.merged(tmp_path, follow=True, idle_s=0.0), small)
+    assert ("r0", HELD) in found.events
+    (letter,) = found.letters
+    assert (letter.partition, letter.reason) == ("actions/p000", "an action without an impression")
+    assert small.counts.unmatched == 1
+    assert (CLICK, True) not in {head[1:3] for head in found.heads}
+
+
+def test_an_action_without_features(tmp_path, small):
+    orphan(tmp_path, small, "u1", "another")
+
+
+def test_an_action_of_another_user(tmp_path, small):
+    orphan(tmp_path, small, "u2", "r0")
+
+
+def test_a_record_beyond_the_horizon(tmp_path, small):
+    written(tmp_path, [shown("r0", 0), *(shown(f"r{n}", HOUR + n) for n in range(1, 9)), shown("r0", 0)], [])
+    found = Joined(small_logs.merged(tmp_path, max_skew_ms=2 * HOUR), small)
+    assert found.events[-1] == ("r0", STALE)
+    (letter,) = found.letters
+    assert "further back than the join remembers" in letter.reason
+    assert small.counts.stale == 1
+    assert [request for request, *_ in found.heads].count("r0") == len(small_logs.CONFIG.heads)
+
+
 def test_one_bad_clock_far_ahead_of_its_neighbours(tmp_path, small):
     records = [shown(f"r{n}", n * 1000) for n in range(12)]
     records.insert(6, shown("bad", 30 * HOUR))
-    small_logs.write(tmp_path, "features", records)
-    logs = small_logs.merged(tmp_path, follow=True, idle_s=1e9)
-    found, events = joined_of(logs, small)
-    assert [fate for _, fate in events].count(FAULT) == 1
-    assert found == []  # nobody's window has passed
+    written(tmp_path, records)
+    found = Joined(small_logs.merged(tmp_path, follow=True, idle_s=1e9), small)
+    assert [fate for _, fate in found.events].count(FAULT) == len(found.letters) == 1
+    assert found.heads == []  # nobody's window has passed
     assert small.clock < small_logs.START_MS + 12_000
 
 
 def test_a_real_gap_in_the_stream(tmp_path, small):
     times = [*range(0, 6000, 1000), *range(10 * HOUR, 10 * HOUR + 6000, 1000)]
-    small_logs.write(tmp_path, "features", [shown(f"r{n}", time_ms) for n, time_ms in enumerate(times)])
-    found, events = joined_of(small_logs.merged(tmp_path), small)
-    assert [fate for _, fate in events] == 12 * [TAKEN]
-    clicks = {request: at for request, head, label, at in found if head == CLICK and not label}
-    assert [clicks[f"r{n}"] for n in range(6)] == [60_000 + n * 1000 for n in range(6)]
+    written(tmp_path, [shown(f"r{n}", time_ms) for n, time_ms in enumerate(times)])
+    found = Joined(small_logs.merged(tmp_path, follow=True, idle_s=1e9), small)
+    assert {fate for _, fate in found.events} == {TAKEN}
+    assert found.letters == []
+    assert [head for head in found.heads if head[1] == CLICK] == [(f"r{n}", CLICK, False, 60_000 + n * 1000) for n in range(6)]
 
 
 def test_a_partition_that_stalls(tmp_path, small):
-    small_logs.write(tmp_path, "features", [shown(f"r{n}", n * 10_000) for n in range(40)])
-    small_logs.write(tmp_path, "actions", [small_logs.action("r0", 1_000 + n, "v1") for n in range(6)])
+    written(tmp_path, [shown(f"r{n}", n * 10_000) for n in range(40)], [clicked("r0", 1_000 + n) for n in range(6)])
     logs = small_logs.merged(tmp_path, follow=True, idle_s=1e9)
-    found, events = joined_of(logs, small)
-    assert {request for request, _ in events} == {"r0"}
-    assert found == [("r0", CLICK, True, 1_000)]
-    small_logs.write(tmp_path, "actions", [small_logs.action("r1", 200_000 + n, "v1") for n in range(6)])
-    found, events = joined_of(logs, small)
-    assert {f"r{n}" for n in range(2, 20)} <= {request for request, _ in events}
+    found = Joined(logs, small)
+    assert {request for request, _ in found.events} == {"r0"}
+    assert found.heads == [("r0", CLICK, True, 1_000)]
+    written(tmp_path, [], [clicked("r1", 200_000 + n) for n in range(6)])
+    assert {f"r{n}" for n in range(2, 20)} <= {request for request, _ in Joined(logs, small).events}
 
 
 def test_a_partition_that_goes_on_after_it_was_idle(tmp_path, small):
-    small_logs.write(tmp_path, "features", [shown(f"r{n}", n * 10_000) for n in range(40)])
+    """Of another user's features, too: their row's windows begin where the stream's clock stands."""
+    written(tmp_path, [shown(f"r{n}", n * 10_000) for n in range(40)])
     logs = small_logs.merged(tmp_path, follow=True, idle_s=0.0)
-    found, _ = joined_of(logs, small)
-    assert ("r0", CLICK, False, 60_000) in found
-    late = [small_logs.action("r0", 2_000, "v1"), *(small_logs.action("r38", 385_000 + n, "v1") for n in range(7))]
-    small_logs.write(tmp_path, "actions", late)
-    found, events = joined_of(logs, small)
-    assert ("r0", LATE) in events
-    assert found[0][:3] == ("r38", CLICK, True)
+    assert ("r0", CLICK, False, 60_000) in Joined(logs, small).heads
+    written(tmp_path, [], [clicked("r0", 2_000), *(clicked("r38", 385_000 + n) for n in range(7))])
+    small_logs.write(tmp_path, "features", [shown(f"late{n}", 1_000 + n) for n in range(8)], partition=1)
+    small_logs.write(tmp_path, "features", [shown("end", 600_000 + n) for n in range(8)])
+    found = Joined(logs, small)
+    assert ("r0", LATE) in found.events
+    assert ("r38", CLICK, True) in [head[:3] for head in found.heads]
+    (decided_at,) = [at for request, head, _, at in found.heads if (request, head) == ("late0", CLICK)]
+    assert decided_at >= 390_000 + 60_000
 
 
-def test_the_logs_end(join):
-    apply(join, [features(1, 1000), action(9, CLICK, 1000)])
-    closing = join.close()
-    assert decided(join, closing) == ALL_NEGATIVE
-    assert closing.orphans.size == 1
-    assert join.clock == 1000
+def test_the_logs_end(tmp_path, small):
+    written(tmp_path, [shown("r0", 0)], [clicked("r9", 10)])
+    found = Joined(small_logs.merged(tmp_path), small)
+    assert [head[:3] for head in found.heads] == [("r0", CLICK, False), ("r0", 1, False)]
+    assert [letter.reason for letter in found.letters] == ["an action without an impression"]
+    assert small.counts.unmatched == 1
+    assert small.clock == small_logs.START_MS + 10
 
 
 def test_the_job_is_stopped(tmp_path, small):
-    small_logs.write(tmp_path, "features", [shown("r0", 0)])
+    written(tmp_path, [shown("r0", 0)])
     logs = small_logs.merged(tmp_path, follow=True, idle_s=0.0)
-    assert joined_of(logs, small)[0] == []
+    assert Joined(logs, small).heads == []
     batch = logs.next(stop=True)
     assert batch.final is Final.STOP
     assert not len(apply_batch(small, batch).decisions)
     again = Join(small_logs.CONFIG)
     again.load(small.state())
-    small_logs.write(tmp_path, "actions", [small_logs.action("r0", 5_000, "v1")])
+    written(tmp_path, [], [clicked("r0", 5_000)])
     goes_on = small_logs.merged(tmp_path, logs.positions, follow=True, idle_s=0.0)
     events = [batch for _ in range(3) if (batch := goes_on.next(stop=False)) is not None]
-    joined = [
-        again.apply(*(b.column(c) for c in ("kind", "key", "action", "time_ms", "order_ms")), b.watermark_ms) for b in events
-    ]
+    joined = [apply_batch(again, each) for each in events]
     assert [part.decisions.label.tolist() for part in joined if len(part.decisions)] == [[1]]
-    assert [int(kind) for b in events for kind in b.column("kind")] == [Kind.ACTION]
+    assert [int(kind) for each in events for kind in each.column("kind")] == [Kind.ACTION]
 
 
-def test_all_heads_together():
-    join = Join(CONFIG, early=False)
-    assert decided(join, apply(join, [features(1, 0), action(1, CLICK, 5)])) == {}
-    joined = apply(join, [], watermark=300_001)
+# With --emit complete
+
+
+@pytest.fixture
+def complete():
+    return Join(CONFIG, early=False)
+
+
+def test_all_heads_together(complete):
+    assert decided(complete, apply(complete, [features(1, 0), action(1, CLICK, 5)], watermark=300_000)) == {}
+    joined = apply(complete, [], watermark=300_001)
     assert len(joined.decisions) == 1
-    assert decided(join, joined) == {(1, CLICK): True, (1, LONG_VIEW): False, (1, LIKE): False}
+    assert decided(complete, joined) == {(1, CLICK): True, (1, LONG_VIEW): False, (1, LIKE): False}
+
+
+def test_all_heads_together_with_an_action_late_for_an_early_head(complete):
+    apply(complete, [features(1, 0)], watermark=200_000)
+    assert fates(apply(complete, [action(1, CLICK, 30_000)], watermark=200_000)) == [TAKEN]
+    assert decided(complete, apply(complete, [], watermark=300_001))[1, CLICK] is True
+
+
+def test_all_heads_together_at_the_end_of_the_logs(complete):
+    apply(complete, [features(1, 0), action(1, LIKE, 5)])
+    assert decided(complete, complete.close()) == {(1, CLICK): False, (1, LONG_VIEW): False, (1, LIKE): True}

@@ -1,5 +1,6 @@
 """Reading and learning at impulses, as on Flink: every event once and in order, wherever the reads are cut."""
 
+import dataclasses
 import math
 import struct
 from itertools import pairwise
@@ -9,7 +10,7 @@ import pytest
 from apache_beam.coders import BytesCoder
 from small_logs import ACTIONS, CONFIG, batches_of, rows_of, write_world
 
-from pipelines import read, source
+from pipelines import read, read_ahead, source
 from pipelines.batches import EventBatch, Final
 from pipelines.merge import MergedLogs
 from pipelines.source import LogsSource, shard_key
@@ -38,23 +39,19 @@ class Step:
         self.states = []
 
     def apply(self, batch, payload, state):
-        assert EventBatch.decode(payload).events == batch.events
+        assert EventBatch.decode(payload) == batch
         self.states.append(state)
         yield batch
 
 
 class Clock:
-    """Both of the process's clocks, which stand still unless they are moved."""
+    """The process's clock, which stands still unless it is moved."""
 
     def __init__(self):
         self.now = 1000.0
-        self.ahead = 1e9
 
     def monotonic(self):
         return self.now
-
-    def time(self):
-        return self.now + self.ahead
 
 
 @pytest.fixture(autouse=True)
@@ -82,18 +79,23 @@ def logs(tmp_path):
     )  # fmt: skip
 
 
-def process(source, cell, made_s=math.inf, step=None):
-    """What an instance of its own hands on at an impulse that was made then."""
+def stamp(made_s, process=None):
+    """Of an impulse that was made then."""
+    return (process or read._process()) + struct.pack("d", made_s)
+
+
+def process(source, cell, stamped=None, step=None):
+    """What an instance of its own hands on at an impulse, a new one unless its stamp is given."""
     version = Cell()
     version.value = "7:token"
     return read.ReadAndLearnFn(source, step or Step()).process(
-        (shard_key(0), struct.pack(read._TIME, made_s)), mark=cell, version=version, base=Cell(), inputs=Cell()
+        (shard_key(0), stamped or stamp(math.inf)), mark=cell, version=version, base=Cell(), inputs=Cell()
     )
 
 
-def at_impulse(source, cell, made_s=math.inf):
+def at_impulse(source, cell, stamped=None):
     """The batches of it."""
-    return list(process(source, cell, made_s))
+    return list(process(source, cell, stamped))
 
 
 def told(batches):
@@ -145,26 +147,50 @@ def test_what_a_failed_bundle_read_is_read_again(logs):
     assert told([next(process(logs, cell))]) == told([first])
 
 
-def test_impulses_that_gathered_while_one_was_worked_at_are_let_go(logs, clock, monkeypatch):
+def test_impulses_that_gathered_while_one_was_worked_at_are_let_go_however_long_that_takes(logs, clock, monkeypatch):
     monkeypatch.setattr(read, "_MOST_S", 0.0)
     cell = Cell()
-    assert at_impulse(logs, cell, clock.time())
-    began = clock.time()
+    assert at_impulse(logs, cell, stamp(clock.now))
+    began = clock.now
     clock.now += 60.0  # of which the next one takes all
-    assert at_impulse(logs, cell, began)
-    for gathered in np.arange(began, clock.time() - read._FRESH_S, read._IMPULSE_S):
-        assert at_impulse(logs, cell, gathered) == []
-    assert at_impulse(logs, cell, clock.time() - read._FRESH_S / 2)
+    assert at_impulse(logs, cell, stamp(began))
+    ended = clock.now
+    for gathered in np.arange(began, ended - read._FRESH_S, read._IMPULSE_S):
+        assert at_impulse(logs, cell, stamp(gathered)) == []
+        clock.now += 0.02
+    assert at_impulse(logs, cell, stamp(ended - read._FRESH_S / 2))
 
 
-def test_a_clock_that_is_behind_does_not_end_the_reading(logs, clock, monkeypatch):
+def test_impulses_by_another_clock_are_let_go_for_a_moment(logs, clock, monkeypatch):
     monkeypatch.setattr(read, "_MOST_S", 0.0)
     cell = Cell()
-    assert at_impulse(logs, cell, clock.time())
-    for _ in range(3):
-        assert at_impulse(logs, cell, clock.time() - 3600) == []
+    assert at_impulse(logs, cell)
+    for made_s in (0.0, clock.now, math.inf):
+        assert at_impulse(logs, cell, stamp(made_s, b"elsewhere")) == []
         clock.now += read._LET_GO_S
-        assert at_impulse(logs, cell, clock.time() - 3600)
+        assert at_impulse(logs, cell, stamp(made_s, b"elsewhere"))
+
+
+def test_a_log_that_is_asked_for_a_mark_each_time_does_not_keep_the_reader(logs, tmp_path):
+    source = dataclasses.replace(logs, follow=True, sync_interval_s=0.0, idle_s=0.0)
+    cell, found = Cell(), []
+    while not found or len(found[-1]):
+        found += at_impulse(source, cell)
+    assert [len(batch) for batch in found].count(0) == 1
+    assert len(told(found)) == len(told(batches_of(tmp_path)))
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_who_is_asked_to_stop_hands_out_what_has_been_read_and_the_last_batch(logs, monkeypatch, follow):
+    monkeypatch.setattr(read, "_MOST_S", 0.0)
+    cell, followed = Cell(), dataclasses.replace(logs, follow=follow, batch_rows=16)
+    assert len(at_impulse(followed, cell)) == 1
+    source.request_stop()
+    found = []
+    while not found or found[-1].final is Final.NO:
+        found += at_impulse(followed, cell)
+    assert found[-1].final is Final.STOP
+    assert len(found) <= read_ahead._MOST + 1
 
 
 def test_what_was_read_ahead_when_the_logs_are_given_up_is_read_again(logs, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from pipelines.outputs import DEAD_LETTERS, DELTAS, METRICS, PREDICTIONS, SNAPSH
 from pipelines.shard import forget
 from pipelines.source import LogsMark, shard_key
 from pipelines.state_files import StateFiles
+from pipelines.step_fn import TAGS
 from schemas.process import UserError
 
 # Names that begin with Test are no tests of ours.
@@ -95,7 +96,7 @@ def test_the_transform_puts_out_metrics_deltas_snapshots_and_dead_letters(config
         assert np.unique(keys).size == keys.size == ROWS
 
     with TestPipeline(runner=FnApiRunner()) as pipeline:
-        outputs = pipeline | train.JoinAndLearnLogs(config)
+        outputs = pipeline | train.JoinAndLearnLogs(train.logs_source(config), train.JoinAndLearnFn(config), local=True)
         for tag, check in (
             (METRICS, check_metrics),
             (DELTAS, check_deltas),
@@ -142,7 +143,7 @@ def run_stream(stream, config, check):
     options = PipelineOptions()
     options.view_as(StandardOptions).streaming = True
     with TestPipeline(runner=BundleBasedDirectRunner(), options=options) as pipeline:
-        outputs = pipeline | stream | beam.ParDo(train.JoinAndLearnFn(config)).with_outputs(*train.TAGS)
+        outputs = pipeline | stream | beam.ParDo(train.JoinAndLearnFn(config)).with_outputs(*TAGS)
         assert_that(outputs[DEAD_LETTERS], check)
 
 
