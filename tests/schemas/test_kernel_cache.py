@@ -17,7 +17,7 @@ CODE = """
 import numba
 import numpy as np
 from pipelines.join_kernel import index_find
-print(index_find(np.array([7, 7]), np.array([3, 3]), 7), numba.config.CACHE_DIR)
+print(index_find(np.array([3, 3]), np.array([0, 0, 0, 7]), 7), numba.config.CACHE_DIR)
 """
 
 
