@@ -60,7 +60,8 @@ class GrowingArray:
         except (BufferError, SystemError):
             # A view is still held somewhere, or the platform has no mremap: the rows are copied this once.
             pages = _zero_pages(grown * self.row_nbytes)
-            pages[: capacity * self.row_nbytes] = memoryview(self._map)
+            used = capacity * self.row_nbytes
+            pages[:used] = memoryview(self._map)[:used]
             self._map, capacity = pages, grown
         except OSError as error:
             raise MemoryError(f"no memory to grow a table to {grown} rows: {error}") from error
